@@ -1,0 +1,97 @@
+"""The types that cross a boundary: files, processes, packages. Data without behaviour, frozen."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SchemeName = Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-weights"]
+"""``fp32``; ``fp16``; ``int8`` static, weights and activations; ``int8-dynamic`` int8 weights, activations quantized
+at run time; ``int8-weights`` int8 weights, float arithmetic."""
+
+Effort = Literal["fast", "default", "best"]
+Layout = Literal["nchw", "nhwc"]
+IoType = Literal["float32", "int8", "uint8"]
+Kind = Literal["measured", "predicted", "emulated"]
+Status = Literal["ok", "failed", "not_built", "unavailable"]
+
+
+class Frozen(BaseModel):
+    """Base of everything that crosses a file boundary: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(Frozen):
+    """Name, numpy dtype name and static shape of one input or output."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Signature(Frozen):
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Preprocess(Frozen):
+    """The contract that travels with every artifact: how an image becomes the model's input.
+
+    ``input = (pixels * scale - mean) / std`` per channel, where ``pixels`` are 0–255 after ``resize`` (shorter side,
+    pixels) and centre ``crop`` (pixels), in ``color`` order. ``scale`` defaults to 1/255.
+    """
+
+    resize: int | tuple[int, int] | None = None
+    crop: int | tuple[int, int] | None = None
+    color: Literal["rgb", "bgr", "gray"] = "rgb"
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    layout: Layout = "nchw"
+
+
+class Realised(Frozen):
+    """What a built file holds, read back from the file itself.
+
+    ``int8_ops`` and ``float_ops`` count weighted and arithmetic operators by type; ``leftovers`` names what should
+    not be there (a TRANSPOSE the source did not ask for, a QUANTIZE/DEQUANTIZE island, a float operator where int8
+    was asked); ``partitions`` counts delegate partitions where the runtime has such.
+    """
+
+    int8_ops: dict[str, int]
+    float_ops: dict[str, int]
+    other_ops: dict[str, int] = {}
+    leftovers: tuple[str, ...] = ()
+    partitions: int | None = None
+    unasked_float: tuple[str, ...] = ()
+    """Weighted operators that were asked in int8 and are float in the file: the artifact has failed."""
+
+
+class Artifact(Frozen):
+    """One built file (or folder) of one target."""
+
+    target: str
+    path: str
+    """Relative to the output folder, POSIX."""
+    digest: str
+    size_bytes: int
+    signature: Signature
+    """As the runtime sees it: after layout and io type."""
+    layouts: dict[str, tuple[int, ...]] = {}
+    """Input or output name → permutation that was applied to the source's axes (absent: none)."""
+    names: dict[str, str] = {}
+    """Source input or output name → name in the artifact, where they differ."""
+    preprocess: Preprocess | None = None
+    realised: Realised | None = None
+
+
+class Kept(Frozen):
+    """One thing that was tried, what it brought, and whether it stayed."""
+
+    what: str
+    brought_db: float | None
+    kept: bool
+    why: str
+    details: dict[str, Any] = {}
