@@ -1,4 +1,4 @@
-"""What a target demands of a quantization, as data. A target declares it; the quantize pass reads all before it chooses.
+"""What a target demands of a quantization, as data. A target declares it, the quantize pass reads all.
 
 The pass always works with the union over **all** targets that edgeopt knows, requested or not, so that the table
 does not depend on which targets were asked for: adding a target never changes another's integers.

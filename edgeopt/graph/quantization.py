@@ -93,10 +93,11 @@ class QuantParams:
         """
         if symmetric:
             scale = max(-bounds.low, bounds.high) / INT8_MAX
-            return cls(np.float32(max(scale, SMALLEST_SCALE)), np.int32(0))
-        scale = np.float32(max((bounds.high - bounds.low) / (INT8_MAX - INT8_MIN), SMALLEST_SCALE))
-        zero_point = int(np.clip(np.rint(INT8_MIN - bounds.low / np.float64(scale)), INT8_MIN, INT8_MAX))
-        return cls(scale, np.int32(zero_point))
+            return cls(np.asarray(max(scale, SMALLEST_SCALE), np.float32), np.asarray(0))
+        # The zero point is chosen for the scale as stored, in float32.
+        step = float(np.float32(max((bounds.high - bounds.low) / (INT8_MAX - INT8_MIN), SMALLEST_SCALE)))
+        zero_point = int(np.clip(np.rint(INT8_MIN - bounds.low / step), INT8_MIN, INT8_MAX))
+        return cls(np.asarray(step, np.float32), np.asarray(zero_point))
 
     @property
     def range(self) -> Range:
@@ -115,7 +116,8 @@ class QuantParams:
         """Round half to even, saturate. Any shape; float arithmetic in float32, as the runtimes do."""
         real = np.asarray(real, np.float32)
         steps = np.rint(real / self._along(self.scale, real.ndim)) + self._along(self.zero_point, real.ndim)
-        return np.clip(steps, INT8_MIN, INT8_MAX).astype(np.int8)
+        integers: npt.NDArray[np.int8] = np.clip(steps, INT8_MIN, INT8_MAX).astype(np.int8)
+        return integers
 
     def dequantize(self, integers: Array) -> npt.NDArray[np.float32]:
         integers = np.asarray(integers)
@@ -170,7 +172,7 @@ class Quantization:
         }
         arrays["json"] = np.frombuffer(json.dumps(text, sort_keys=True).encode(), np.uint8)
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
+        np.savez(buffer, allow_pickle=False, **arrays)
         path.write_bytes(buffer.getvalue())
 
     @classmethod

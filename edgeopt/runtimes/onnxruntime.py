@@ -56,7 +56,7 @@ class Session:
             self._session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # noqa: BLE001  # ONNX Runtime's own exception classes have no common base
+        except Exception as error:  # ONNX Runtime's own exception classes have no common base
             raise ValueError(str(error)) from error
         self.inputs = {i.name: (_numpy_type(i.type), tuple(i.shape)) for i in self._session.get_inputs()}
         self.outputs = {o.name: (_numpy_type(o.type), tuple(o.shape)) for o in self._session.get_outputs()}
@@ -66,14 +66,16 @@ class Session:
         names = list(outputs) if outputs is not None else list(self.outputs)
         try:
             values = self._session.run(names, {name: np.ascontiguousarray(array) for name, array in feed.items()})
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             raise ValueError(str(error)) from error
         return dict(zip(names, values, strict=True))
 
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         del self._session
 
 
