@@ -1,0 +1,114 @@
+"""Run an ONNX or TFLite file on arrays, and compare outputs. Code of its own: nothing here is edgeopt's."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+Runner = Callable[[np.ndarray], np.ndarray]
+
+
+def onnx_runner(path: Path, *, optimize: bool = True) -> Runner:
+    """One thread, the CPU provider. Takes (1, C, H, W) float32, gives the first output."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x})[0]
+
+
+class TFLiteRunner:
+    """One thread, XNNPACK on. Takes (1, C, H, W) float32 and gives the first output as float32 in the source's layout."""
+
+    def __init__(self, path: Path, output_rank4_channels: int | None = None):
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.interpreter = Interpreter(str(path), num_threads=1)
+        self.interpreter.allocate_tensors()
+        self.input, self.output = self.interpreter.get_input_details()[0], self.interpreter.get_output_details()[0]
+        self.channels = output_rank4_channels
+
+    def prepared(self, x: np.ndarray) -> np.ndarray:
+        """The input as the file takes it: channels last if it does, quantized if it does."""
+        wanted = tuple(self.input["shape"])
+        if x.ndim == 4 and tuple(x.shape) != wanted and wanted == (x.shape[0], *x.shape[2:], x.shape[1]):
+            x = x.transpose(0, 2, 3, 1)
+        if self.input["dtype"] != np.float32:
+            scale, zero = self.input["quantization"]
+            limit = np.iinfo(self.input["dtype"])
+            x = np.clip(np.round(x / scale) + zero, limit.min, limit.max).astype(self.input["dtype"])
+        return np.ascontiguousarray(x)
+
+    def invoke(self, prepared: np.ndarray) -> np.ndarray:
+        self.interpreter.set_tensor(self.input["index"], prepared)
+        self.interpreter.invoke()
+        return self.interpreter.get_tensor(self.output["index"])
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        y = self.invoke(self.prepared(x))
+        if self.output["dtype"] != np.float32:
+            scale, zero = self.output["quantization"]
+            y = (y.astype(np.float32) - zero) * np.float32(scale)
+        if y.ndim == 4 and self.channels is not None and y.shape[1] != self.channels and y.shape[3] == self.channels:
+            y = y.transpose(0, 3, 1, 2)
+        return y
+
+    def operators(self) -> list[str]:
+        """The names of the operators as written in the file, delegates aside."""
+        return [o["op_name"] for o in self.interpreter._get_ops_details() if o["op_name"] != "DELEGATE"]
+
+    def partitions(self) -> int:
+        """How many pieces of the graph the delegate took; 1 is the whole graph in one piece, if nothing is left over."""
+        return sum(o["op_name"] == "DELEGATE" for o in self.interpreter._get_ops_details())
+
+
+def outputs(runner: Runner, images: np.ndarray) -> np.ndarray:
+    """Every image by itself, in order: (n, ...)."""
+    return np.concatenate([np.array(runner(images[k : k + 1])) for k in range(len(images))])
+
+
+def sqnr_db(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """10·log10(signal / error) over all outputs and samples together."""
+    r, c = (np.asarray(v, np.float64).ravel() for v in (reference, candidate))
+    return float(10 * np.log10((r**2).sum() / max(((c - r) ** 2).sum(), 1e-30)))
+
+
+def agreement(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Share of samples, in percent, whose largest output is the same."""
+    a, b = (v.reshape(len(v), -1).argmax(1) for v in (reference, candidate))
+    return 100 * float((a == b).mean())
+
+
+def top1(candidate: np.ndarray, labels: np.ndarray) -> float:
+    return 100 * float((candidate.reshape(len(candidate), -1).argmax(1) == labels).mean())
+
+
+def interleaved_ms(calls: dict[str, Callable[[], object]], *, rounds: int, warm_up: int = 5) -> dict[str, list[float]]:
+    """Milliseconds of every call, in turn and round after round: what else the machine does then strikes all alike."""
+    for call in calls.values():
+        for _ in range(warm_up):
+            call()
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    names: Sequence[str] = list(calls)
+    for k in range(rounds):
+        # The order turns, so that nobody always follows the same neighbour, whose data is still in the caches.
+        for name in (*names[k % len(names) :], *names[: k % len(names)]):
+            began = time.perf_counter()
+            calls[name]()
+            spent[name].append(1e3 * (time.perf_counter() - began))
+    return spent
+
+
+def paired_ratio(ours: list[float], theirs: list[float], *, draws: int = 1000, seed: int = 0) -> tuple[float, float, float]:
+    """Ratio of medians, and its 95 % bootstrap interval over rounds drawn for both alike."""
+    a, b = np.array(ours), np.array(theirs)
+    chosen = np.random.default_rng(seed).integers(0, len(a), (draws, len(a)))
+    ratios = np.median(a[chosen], 1) / np.median(b[chosen], 1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(np.median(a) / np.median(b)), float(low), float(high)
