@@ -1,0 +1,110 @@
+"""One pass over samples before anything is built on them: what would spoil a calibration is refused here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from edgeopt.data.samples import Array, LabelledSamples
+from edgeopt.errors import DataError
+from edgeopt.types import Frozen
+
+
+class InputStats(Frozen):
+    """Values of one input over all samples. ``whole_numbers``: no value has a fraction."""
+
+    low: float
+    high: float
+    mean: float
+    std: float
+    whole_numbers: bool
+
+
+class DataStats(Frozen):
+    """What ``check`` saw: number of samples, statistics by input name, warnings in words."""
+
+    samples: int
+    inputs: dict[str, InputStats]
+    warnings: tuple[str, ...] = ()
+
+
+class _Running:
+    """Streamed minimum, maximum and moments of one input."""
+
+    def __init__(self) -> None:
+        self.low, self.high, self.count, self.sum, self.square = math.inf, -math.inf, 0, 0.0, 0.0
+        self.whole, self.constant, self.first, self.identical = True, 0, None, 0
+
+    def add(self, array: Array) -> None:
+        low, high = float(array.min()), float(array.max())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.constant += low == high
+        flat = array.ravel()
+        self.count += flat.size
+        self.sum += float(flat.sum(dtype=np.float64))
+        values: Array = flat if flat.dtype.kind == "f" else flat.astype(np.float64)
+        self.square += float(np.einsum("i,i->", values, values, dtype=np.float64))
+        self.whole = self.whole and (array.dtype.kind in "iub" or bool((np.rint(flat[:4096]) == flat[:4096]).all()))
+        fingerprint: Any = (low, high, float(flat.sum(dtype=np.float64)))
+        self.first = self.first or fingerprint
+        self.identical += fingerprint == self.first
+
+    def stats(self) -> InputStats:
+        mean = self.sum / self.count
+        std = math.sqrt(max(self.square / self.count - mean * mean, 0.0))
+        return InputStats(low=self.low, high=self.high, mean=mean, std=std, whole_numbers=self.whole)
+
+
+def check(samples: LabelledSamples, what: str) -> DataStats:
+    """Look at every sample once.
+
+    Args:
+        samples: the source.
+        what: ``calibration`` or ``evaluation``, for messages.
+
+    Raises:
+        DataError: no samples; NaN or infinite values; every sample constant.
+    """
+    if len(samples) == 0:
+        raise DataError(f"no {what} samples", where=samples.where, hint="Give real data; a few hundred samples do.")
+    running: dict[str, _Running] = {}
+    for index, feed in enumerate(samples):
+        for name, array in feed.items():
+            if array.size == 0:
+                continue
+            _refuse_not_finite(array, f"{samples.where}: sample {index}, input '{name}'")
+            running.setdefault(name, _Running()).add(array)
+    count = len(samples)
+    if all(values.constant == count for values in running.values()):
+        value = next(iter(running.values())).low
+        raise DataError(
+            f"every {what} sample is constant (all values {value:g} in the first)",
+            where=samples.where,
+            hint="Ranges and scales cannot be learnt from empty images: give real ones.",
+        )
+    return DataStats(
+        samples=count,
+        inputs={name: values.stats() for name, values in running.items()},
+        warnings=tuple(_warnings(running.values(), count, what)),
+    )
+
+
+def _refuse_not_finite(array: Array, where: str) -> None:
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return
+    nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+    counts = " and ".join(f"{n} {word}" for n, word in ((nan, "NaN"), (infinite, "infinite")) if n)
+    raise DataError(f"{counts} of {array.size} values", where=where, hint="Find where they come from, or drop it.")
+
+
+def _warnings(running: Iterable[_Running], count: int, what: str) -> Iterable[str]:
+    values = list(running)
+    if what == "calibration" and count == 1:
+        yield "one calibration sample: ranges, and with them accuracy, hang on this one image; give a few hundred"
+    elif count > 1 and all(v.identical == count for v in values):
+        yield f"all {count} {what} samples look identical: they say no more than one does"
+    elif constant := max(v.constant for v in values):
+        yield f"{constant} of {count} {what} samples are constant (blank images?)"
