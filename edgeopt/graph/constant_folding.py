@@ -117,7 +117,7 @@ def _evaluate(node: ir.Node, inputs: list[Array | None]) -> list[Array]:
     }
     try:
         results = evaluator.run(None, feed)
-    except Exception as error:  # noqa: BLE001  # each operator of the evaluator raises what it likes
+    except Exception as error:  # each operator of the evaluator raises what it likes
         raise ModelError(
             f"this constant part of the model cannot be computed: {error}", where=f"node {node.name!r} ({node.op_type})"
         ) from error
@@ -163,5 +163,5 @@ def _refuse_open_shapes(model: ir.Model) -> None:
     raise ModelError(
         f"the shape of {value.name!r} cannot be found out before the model runs",
         where=where,
-        hint="Every size must be known. Bind open sizes with --input NAME=1,3,224,224, or end the model before this node.",
+        hint="Bind open sizes with --input NAME=1,3,224,224, or end the model before this node.",
     )

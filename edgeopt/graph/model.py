@@ -32,7 +32,8 @@ _SMALL_BYTES = 1024
 
 def serialise(model: ir.Model) -> bytes:
     """The ONNX file's bytes, weights inside (up to protobuf's 2 GiB)."""
-    return ir.to_proto(model).SerializeToString()
+    data: bytes = ir.to_proto(model).SerializeToString()
+    return data
 
 
 def constant(value: ir.Value | None) -> Array | None:
@@ -53,7 +54,7 @@ def shape(value: ir.Value | None) -> tuple[int, ...]:
     if value is None or not has_static_shape(value):
         raise ValueError(f"the shape of {value.name if value else None!r} is not static")
     assert value.shape is not None
-    return tuple(int(size) for size in value.shape)
+    return value.shape.numpy()
 
 
 def has_static_shape(value: ir.Value) -> bool:

@@ -26,7 +26,7 @@ class CanonicaliseActivations(Pass):
 
     use: Literal["canonicalise_activations"] = "canonicalise_activations"
 
-    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:  # noqa: ARG002
+    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:
         for rules in (_BOUNDS, _PRODUCTS):
             for node in list(graph.model.graph):
                 if node.domain in ("", "ai.onnx") and (rule := rules.get(node.op_type)) is not None:

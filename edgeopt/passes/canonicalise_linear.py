@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -29,7 +29,7 @@ _UNARY = frozenset({"Relu", "Clip", "HardSwish", "Sigmoid", "HardSigmoid", "Gelu
 
 
 class CanonicaliseLinear(Pass):
-    """MatMul by a constant of any rank becomes [Reshape] → Gemm → [Reshape]; Gemm loses its flags; a bias always stands.
+    """MatMul by a constant becomes [Reshape →] Gemm [→ Reshape]; Gemm loses its flags; a bias always stands.
 
     A 1×1 Conv on one pixel whose result is flattened becomes a Gemm. MatMul of two activations stays, and scalar
     factors on its inputs move behind it as one Mul.
@@ -37,7 +37,7 @@ class CanonicaliseLinear(Pass):
 
     use: Literal["canonicalise_linear"] = "canonicalise_linear"
 
-    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:  # noqa: ARG002
+    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:
         for rules in (_TO_GEMM, _HEADS):
             for node in list(graph.model.graph):
                 if node.domain in ("", "ai.onnx") and (rule := rules.get(node.op_type)) is not None:
@@ -70,7 +70,7 @@ def _matmul(node: ir.Node) -> None:
 
 def _to_gemm(node: ir.Node, source: ir.Value, weight: Array, output: ir.Value) -> None:
     """y = x · W (+ b): the last axis of x is K, all others are rows."""
-    inner, outer = weight.shape
+    outer = weight.shape[1]
     bias, last = np.zeros(outer, np.float32), node
     user = only_user(output)
     if user is not None and user.op_type == "Add" and shape(user.outputs[0]) == shape(output):
@@ -86,36 +86,29 @@ def _to_gemm(node: ir.Node, source: ir.Value, weight: Array, output: ir.Value) -
     bias_name = f"{node.name}_bias"
     if last is not node:
         bias_name = next(v.name for v in last.inputs if v is not None and constant(v) is not None) or bias_name
-    _write_gemm(last, source, np.ascontiguousarray(weight.T), bias, output, (weight_name, bias_name), inner)
+    _write_gemm(last, source, output, {weight_name: weight.T, bias_name: bias})
 
 
-def _write_gemm(
-    node: ir.Node,
-    source: ir.Value,
-    weight: Array,
-    bias: Array,
-    output: ir.Value,
-    names: tuple[str, str],
-    inner: int,
-) -> None:
+def _write_gemm(node: ir.Node, source: ir.Value, output: ir.Value, operands: Mapping[str, Array]) -> None:
+    """Gemm before ``node``, read instead of ``output``; operands are weight (N, K) and bias (N) by name."""
     graph, sizes = _graph(node), shape(source)
+    outer, inner = next(iter(operands.values())).shape
     rows = int(np.prod(sizes[:-1], dtype=np.int64))
     if len(sizes) != 2:
         source = reshape_before(node, source, (rows, inner), name=f"{node.name}_rows")
-    operands = [
-        add_initializer(graph, name, np.ascontiguousarray(array, np.float32))
-        for name, array in zip(names, (weight, bias), strict=True)
+    constants = [
+        add_initializer(graph, name, np.ascontiguousarray(array, np.float32)) for name, array in operands.items()
     ]
     result = insert_before(
         node,
         "Gemm",
-        [source, *operands],
+        [source, *constants],
         {"transB": 1},
-        output_shape=(rows, weight.shape[0]),
+        output_shape=(rows, outer),
         like=output,
         name=node.name,
     )
-    if shape(output) != (rows, weight.shape[0]):
+    if shape(output) != (rows, outer):
         result = reshape_before(node, result, shape(output), name=f"{node.name}_unrow")
     replace(output, result)
 
@@ -227,7 +220,7 @@ def _convolution(node: ir.Node) -> None:
         raise UnsupportedOperator(
             f"the weight of this {node.op_type} is computed from the input",
             where=f"node {node.name!r} ({node.op_type})",
-            hint="Only constant weights can be quantized and lowered. Write it as a MatMul, or leave it out of the model.",
+            hint="Only constant weights can be lowered. Write it as a MatMul, or leave it out of the model.",
         )
     channels = shape(node.outputs[0])[1]
     third = node.inputs[2] if len(node.inputs) > 2 else None

@@ -36,7 +36,7 @@ class CanonicaliseMovement(Pass):
 
     use: Literal["canonicalise_movement"] = "canonicalise_movement"
 
-    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:  # noqa: ARG002
+    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:
         for node in list(graph.model.graph):
             if node.domain in ("", "ai.onnx") and (rule := _RULES.get(node.op_type)) is not None:
                 rule(node)
@@ -94,13 +94,15 @@ def _gather(node: ir.Node) -> None:
     gaps = np.unique(np.diff(flat)) if flat.size > 1 else np.asarray([1])
     if gaps.size != 1 or gaps[0] < 1:
         return
-    sliced = _slice_before(node, source, axis, int(flat[0]), int(gaps[0]), flat.size)
+    sliced = _slice_before(node, source, (axis, int(flat[0]), int(gaps[0]), flat.size))
     if indices.ndim == 0:
         sliced = reshape_before(node, sliced, shape(output), name=f"{node.name}_squeeze")
     replace(output, sliced)
 
 
-def _slice_before(node: ir.Node, source: ir.Value, axis: int, start: int, step: int, count: int) -> ir.Value:
+def _slice_before(node: ir.Node, source: ir.Value, cut: tuple[int, int, int, int]) -> ir.Value:
+    """A Slice of ``source`` before ``node``; ``cut`` is (axis, start, step, count)."""
+    axis, start, step, count = cut
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     sizes = list(shape(source))
@@ -131,8 +133,7 @@ def _shorten_to_slice(node: ir.Node) -> None:
             origin = chain[first].inputs[0]
             assert origin is not None
             if (found := _as_one_slice(chain[first:], shape(origin))) is not None:
-                axis, start, step, count = found
-                sliced = _slice_before(node, origin, axis, start, step, count)
+                sliced = _slice_before(node, origin, found)
                 replace(
                     node.outputs[0], reshape_before(node, sliced, shape(node.outputs[0]), name=f"{node.name}_shape")
                 )
@@ -168,7 +169,7 @@ def _move(node: ir.Node, index: Array) -> Array:
     if node.op_type == "Transpose":
         return index.transpose(node.attributes.get_ints("perm", tuple(reversed(range(index.ndim)))))
     picks = [slice(None)] * index.ndim
-    for start, end, axis, step in zip(*(constant(value) for value in node.inputs[1:5]), strict=True):  # type: ignore[arg-type]
+    for start, end, axis, step in zip(*(constant(value) for value in node.inputs[1:5]), strict=True):
         picks[int(axis)] = slice(int(start), int(end) if end >= 0 else None, int(step))
     return index[tuple(picks)]
 

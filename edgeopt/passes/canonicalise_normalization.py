@@ -28,7 +28,7 @@ class CanonicaliseNormalization(Pass):
 
     use: Literal["canonicalise_normalization"] = "canonicalise_normalization"
 
-    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:  # noqa: ARG002
+    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:
         for node in list(graph.model.graph):
             if node.op_type in {"Div", "Mul"}:
                 _layer_norm(node)

@@ -24,7 +24,7 @@ class CanonicalisePools(Pass):
 
     use: Literal["canonicalise_pools"] = "canonicalise_pools"
 
-    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:  # noqa: ARG002
+    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:
         for node in list(graph.model.graph):
             if node.domain not in ("", "ai.onnx"):
                 continue
@@ -68,12 +68,12 @@ def _explicit_window(node: ir.Node) -> None:
         pads = large + small if auto_pad == "SAME_LOWER" else small + large
     elif auto_pad == "VALID":
         pads = [0] * (2 * rank)
-    if node.attributes.get_int("ceil_mode", 0):
+    if node.attributes.get_int("ceil_mode", 0) == 1:
         short = [
             max((m - 1) * s + r - (n + pads[axis] + pads[axis + rank]), 0)
             for axis, (n, m, s, r) in enumerate(zip(sizes, results, strides, reach, strict=True))
         ]
-        if any(short) and (node.op_type != "MaxPool" and node.attributes.get_int("count_include_pad", 0)):
+        if any(short) and (node.op_type != "MaxPool" and node.attributes.get_int("count_include_pad", 0) == 1):
             return  # windows beyond the padding are not counted, those in it are: no pads say this
         pads[rank:] = [pad + more for pad, more in zip(pads[rank:], short, strict=True)]
         node.attributes.add(ir.AttrInt64("ceil_mode", 0))

@@ -34,7 +34,7 @@ class FoldBatchNorm(Pass):
 
     use: Literal["fold_batch_norm"] = "fold_batch_norm"
 
-    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:  # noqa: ARG002
+    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:
         for node in list(graph.model.graph):
             if node.op_type in WEIGHTED and node.domain in ("", "ai.onnx"):
                 while _fold_user(node):
@@ -67,7 +67,7 @@ def _fold_user(node: ir.Node) -> bool:
             raise ModelError(
                 f"folding {user.op_type} {user.name!r} into the weights gives NaN or Inf",
                 where=f"node {node.name!r} ({node.op_type})",
-                hint="A variance below zero, a division by zero or an overflow: look at these parameters in the source.",
+                hint="A variance below zero, a division by zero or an overflow: look at its parameters in the source.",
             )
     folded = user.outputs[0]
     name = folded.name

@@ -16,7 +16,7 @@ class FoldConstants(Pass):
 
     use: Literal["fold_constants"] = "fold_constants"
 
-    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:  # noqa: ARG002
+    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:
         if graph.model.functions:
             InlinePass()(graph.model)
         fold_constants(graph.model)

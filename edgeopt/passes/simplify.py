@@ -27,7 +27,7 @@ class Simplify(Pass):
 
     use: Literal["simplify"] = "simplify"
 
-    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:  # noqa: ARG002
+    def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:
         model = graph.model
         while True:
             merged = CommonSubexpressionEliminationPass()(model).modified
@@ -165,6 +165,7 @@ def _softmax_in_reshapes(node: ir.Node, softmax: ir.Node) -> bool:
     if before is None or before.op_type != "Reshape" or only_user(softmax.inputs[0]) is not softmax:
         return False
     origin, rank = before.inputs[0], len(shape(softmax.inputs[0]))
+    assert origin is not None
     if softmax.attributes.get_int("axis", -1) not in (-1, rank - 1):
         return False
     if shape(origin) != shape(node.outputs[0]) or shape(origin)[-1] != shape(softmax.inputs[0])[-1]:
