@@ -1,0 +1,218 @@
+"""Recipes from YAML and from the command line; every error says file, line, column and what was meant."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from edgeopt.errors import RecipeError
+from edgeopt.recipe.schema import VERSION, Recipe
+
+Location = tuple[int | str, ...]
+
+
+def load_recipe(path: Path, *, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe file; a folder means its ``recipe.yaml``. Relative paths in it start at its folder.
+
+    Args:
+        path: the file or its folder.
+        changes: top-level values that replace the file's (what the command line says besides the recipe).
+
+    Raises:
+        RecipeError: with ``file:line:column``.
+    """
+    path = path / "recipe.yaml" if path.is_dir() else path
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecipeError("no such recipe", where=str(path), hint="`edgeopt init` writes a first one.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot be read as text: {error}", where=str(path)) from error
+    try:
+        node = YAML(typ="safe", pure=True).compose(text)
+        values = YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise RecipeError(f"not YAML: {_one_line(error.problem or error.context)}", where=where) from error
+    except YAMLError as error:
+        raise RecipeError(f"not YAML: {_one_line(error)}", where=str(path)) from error
+    if not isinstance(values, dict):
+        raise RecipeError("not a recipe: it holds no keys", where=str(path), hint="`edgeopt init` writes a first one.")
+
+    def place(location: Location) -> str:
+        line, column = _mark(node, location)
+        return f"{path}:{line}:{column}"
+
+    return _validate({**values, **(changes or {})}, path.parent, place)
+
+
+def recipe_from(values: Mapping[str, Any], options: Mapping[str, str], root: Path) -> Recipe:
+    """A recipe from what the command line says.
+
+    Args:
+        values: as a recipe file would hold them.
+        options: dotted key → the option it came from, for messages.
+        root: where relative paths start.
+    """
+
+    def place(location: Location) -> str:
+        keys = [str(key) for key in location]
+        found = (options.get(".".join(keys[:size])) for size in range(len(keys), 0, -1))
+        return next((option for option in found if option), "command line")
+
+    return _validate({"edgeopt": VERSION, **values}, root, place)
+
+
+def _validate(values: dict[str, Any], root: Path, place: typing.Callable[[Location], str]) -> Recipe:
+    _check_version(values, place)
+    try:
+        return Recipe.model_validate(values, context={"root": root})
+    except ValidationError as error:
+        # Errors inside a union of a target and "nothing" come once per member: the first says it.
+        first, *others = error.errors(include_url=False)
+        what, hint = _explain(first)
+        distinct = {other["loc"] for other in others} - {first["loc"]}
+        if distinct:
+            hint = f"{hint + ' ' if hint else ''}({len(distinct)} more after this one.)"
+        raise RecipeError(what, where=place(_in_file(first["loc"])), hint=hint or None) from error
+
+
+def _check_version(values: Mapping[str, Any], place: typing.Callable[[Location], str]) -> None:
+    if "edgeopt" not in values:
+        raise RecipeError(
+            "the recipe does not say its version", where=place(()), hint=f"Begin with `edgeopt: {VERSION}`."
+        )
+    version = values["edgeopt"]
+    if isinstance(version, int) and version > VERSION:
+        raise RecipeError(
+            f"the recipe has version {version}, this edgeopt reads up to {VERSION}",
+            where=place(("edgeopt",)),
+            hint="Update edgeopt: pip install --upgrade edgeopt",
+        )
+    if version != VERSION or isinstance(version, bool):
+        raise RecipeError(
+            f"{version!r} is no recipe version", where=place(("edgeopt",)), hint=f"Write `edgeopt: {VERSION}`."
+        )
+
+
+def _explain(error: Any) -> tuple[str, str]:
+    """One error of pydantic in our words: what, hint."""
+    location: Location = error["loc"]
+    key, kind, context = str(location[-1]) if location else "", error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = _keys_at(location[:-1])
+        inside = _in_file(location[:-1])
+        noun = "target" if inside == ("targets",) else "key"
+        parent = f" in '{'.'.join(map(str, inside))}'" if inside and noun == "key" else ""
+        return f"unknown {noun} '{key}'{parent}", did_you_mean(key, known)
+    if kind in ("union_tag_invalid", "literal_error"):
+        expected = context.get("expected_tags") or context.get("expected", "")
+        known = [part.strip(" '") for part in expected.replace(" or ", ", ").split(",")]
+        tag = str(context.get("tag", error.get("input")))
+        if kind == "union_tag_invalid" or key == "use":
+            return f"unknown pass '{tag}'", did_you_mean(tag, known)
+        return f"{error.get('input')!r} is not a value of '{key}'", did_you_mean(tag, known)
+    if kind in ("union_tag_not_found", "missing") and (kind == "union_tag_not_found" or key == "use"):
+        return "a pass without 'use'", "Write `{use: NAME, …}`."
+    if kind == "missing":
+        return f"'{'.'.join(map(str, _in_file(location)))}' is missing", _MISSING.get(key, "")
+    if kind in ("missing_file", "not_a_file", "not_a_folder"):
+        return f"'{key}': {error['msg']}", "Relative paths start at the recipe's folder."
+    if kind == "value_error":
+        return str(context.get("error", error["msg"])), ""
+    wanted = error["msg"][0].lower() + error["msg"][1:]
+    return f"'{key}': {wanted}, not {_short(error.get('input'))}", ""
+
+
+_MISSING = {
+    "model": "For example `model: {onnx: model.onnx}`.",
+    "targets": "For example `targets: {onnx: {}, tflite: {}}`.",
+}
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The nearest known words, or all of them."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"Did you mean '{near[0]}'?" if near else f"Known here: {', '.join(known)}."
+
+
+def _keys_at(location: Location) -> list[str]:
+    """Names of the fields of the model class that pydantic's location leads to."""
+    kinds: list[Any] = [Recipe]
+    for step in location:
+        kinds = [child for kind in kinds for child in _children(kind, step)]
+    return sorted({name for kind in kinds if _is_model(kind) for name in kind.model_fields})
+
+
+def _children(kind: Any, step: int | str) -> Iterable[Any]:
+    if _is_model(kind):
+        if (field := kind.model_fields.get(str(step))) is not None:
+            return _members(field.annotation)
+        return [kind]  # the tag of a union: it names the class that we are at
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is dict:
+        return _members(arguments[1])
+    if origin in (tuple, list):
+        return _members(arguments[0])
+    return []
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The alternatives of an annotation: Optional, Union and Annotated taken apart."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [member for argument in get_args(annotation) for member in _members(argument)]
+    return [annotation]
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _in_file(location: Location) -> Location:
+    """Pydantic's location without what is not in the file: union tags behind ``passes``' index, ``[key]`` marks."""
+    steps = [step for step in location if step != "[key]"]
+    if len(steps) > 2 and steps[0] == "passes" and isinstance(steps[1], int) and isinstance(steps[2], str):
+        kinds = _keys_at(tuple(steps[:2]))
+        if steps[2] not in kinds:
+            del steps[2]
+    return tuple(steps)
+
+
+def _mark(node: Node | None, location: Location) -> tuple[int, int]:
+    """Line and column, from 1, of the key (or item) that the location names, or of the nearest that exists."""
+    mark = (1, 1)
+    for step in location:
+        if isinstance(node, MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == str(step)), None)
+            if pair is None:
+                break
+            key, node = pair
+            mark = (key.start_mark.line + 1, key.start_mark.column + 1)
+        elif isinstance(node, SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            mark = (node.start_mark.line + 1, node.start_mark.column + 1)
+        else:
+            break
+    return mark
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
