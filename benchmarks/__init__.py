@@ -1,1 +1,1 @@
-"""Speed and fidelity, measured beside the peers. `python -m benchmarks` runs all and rewrites the results in README.md."""
+"""Speed and fidelity, measured beside the peers: `python -m benchmarks` runs all and rewrites README.md's results."""

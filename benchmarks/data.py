@@ -1,4 +1,4 @@
-"""The four trained models of the benchmarks, with their calibration and evaluation images as the float model takes them.
+"""The four trained models of the benchmarks, with their images as the float model takes them.
 
 Calibration and evaluation images are disjoint. Every tool is given the same calibration array.
 """
@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks import place
 
-CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -31,8 +31,8 @@ class Boxes:
 class TrainedModel:
     """One model: its float ONNX file and functions that load its images.
 
-    `calibration()` is (n, C, H, W) float32. `evaluation()` is the same and its labels: (n,) int64 class indices, or for a
-    detector a list of `Boxes`.
+    `calibration()` is (n, C, H, W) float32. `evaluation()` is the same and its labels: (n,) int64 class indices, or for
+    a detector a list of `Boxes`.
     """
 
     name: str
@@ -78,7 +78,7 @@ def visual_wake_words(folder: Path, calibration: bool) -> tuple[np.ndarray, np.n
 
 
 def coco(folder: Path, part: int, size: int) -> tuple[np.ndarray, list[Boxes]]:
-    """By sorted file name: even indices (part 0) calibrate, odd ones (part 1) evaluate. BGR / 255, stretched to `size`."""
+    """By sorted name even indices (part 0) calibrate, odd ones (1) evaluate. BGR / 255, stretched to `size`."""
     images, truth = [], []
     for path in sorted((folder / "images").glob("*.jpg"))[part::2]:
         pixels = np.asarray(Image.open(path).convert("RGB"), np.float32)[..., ::-1]
@@ -94,8 +94,8 @@ def coco(folder: Path, part: int, size: int) -> tuple[np.ndarray, list[Boxes]]:
 def resize_bilinear(pixels: np.ndarray, size: int) -> np.ndarray:
     """(h, w, c) to (size, size, c), float32: two-tap bilinear between half-pixel centres, without smoothing before.
 
-    What OpenCV's INTER_LINEAR does and this detector was trained with; Pillow's filter widens when it shrinks an image. Rounded
-    to whole pixels, as a camera pipeline has them.
+    What OpenCV's INTER_LINEAR does and this detector was trained with; Pillow's filter widens when it shrinks an image.
+    Rounded to whole pixels, as a camera pipeline has them.
     """
     for axis in (0, 1):
         length = pixels.shape[axis]

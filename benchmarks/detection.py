@@ -1,9 +1,9 @@
 """Decode FastestDet's output and score it: mean average precision at an overlap of 0.5, and how sure a drop of it is.
 
-The output is (85, 22, 22): objectness (sigmoid inside the model), four box numbers, 80 class probabilities (softmax inside).
-The box's centre lies at (cell + tanh(t)) / 22, its extent is sigmoid(t) of the whole image; a cell's score is objectness times
-its best class probability (https://github.com/dog-qiuqiu/FastestDet, whose evaluation this follows: score above 0.001,
-suppression per class at an overlap of 0.45, COCO's 101-point average precision).
+The output is (85, 22, 22): objectness (its sigmoid is inside the model), four box numbers, 80 class probabilities (so
+is their softmax). The box's centre lies at (cell + tanh(t)) / 22, its extent is sigmoid(t) of the whole image; a cell's
+score is objectness times its best class probability (https://github.com/dog-qiuqiu/FastestDet, whose evaluation this
+follows: score above 0.001, suppression per class at an overlap of 0.45, COCO's 101-point average precision).
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def decode(output: np.ndarray) -> Detections:
 
 @dataclass(frozen=True)
 class Matches:
-    """What average precision needs of one image: per detection its class, score and whether it hit; per class the truths."""
+    """What average precision needs of one image: per detection class, score and hit or not; per class the truths."""
 
     classes: np.ndarray
     scores: np.ndarray
@@ -81,7 +81,7 @@ def match(found: Detections, truth: Boxes) -> Matches:
 
 
 def mean_average_precision(images: list[Matches]) -> float:
-    """COCO's: precision made monotone, read at 101 recalls, averaged over the classes that have a true box. In percent."""
+    """COCO's, in percent: precision made monotone, read at 101 recalls, averaged over classes that have a true box."""
     truths: dict[int, int] = {}
     for image in images:
         for class_, count in image.truths.items():

@@ -14,19 +14,19 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 
 def descendants(root: int) -> list[int]:
     """`root` and all below it, now."""
     children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             try:
-                with open(f"/proc/{entry}/stat") as file:
-                    parent = int(file.read().rpartition(")")[2].split()[1])
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:  # it ended meanwhile
                 continue
-            children.setdefault(parent, []).append(int(entry))
+            children.setdefault(parent, []).append(int(entry.name))
     found = [root]
     for pid in found:
         found.extend(children.get(pid, ()))
@@ -37,10 +37,10 @@ def proportional_mb(pids: list[int]) -> float:
     total = 0
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/smaps_rollup") as file:
-                total += next((int(line.split()[1]) for line in file if line.startswith("Pss:")), 0)
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:  # it ended meanwhile
             continue
+        total += next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
     return total * 1024 / 1e6
 
 

@@ -2,10 +2,11 @@
 
     PEER_PYTHON peer_litert.py NETS.py OUT [NAME ...]
 
-Per net NAME it leaves in OUT: NAME.onnx and NAME_images.npz (what edgeopt is given: the same weights, 32 calibration and
-64 evaluation images), NAME_reference.npy (PyTorch's outputs on the evaluation images), NAME_float.tflite,
-NAME_int8.tflite (static int8, the quantizer's own calibration: a moving average), NAME_int8_minmax.tflite (true minimum and
-maximum over the calibration images) and NAME.json (seconds of each step, versions). A net whose JSON is there is skipped.
+Per net NAME it leaves in OUT: NAME.onnx and NAME_images.npz (what edgeopt is given: the same weights, 32 calibration
+and 64 evaluation images), NAME_reference.npy (PyTorch's outputs on the evaluation images), NAME_float.tflite,
+NAME_int8.tflite (static int8, the quantizer's own calibration: a moving average), NAME_int8_minmax.tflite (true minimum
+and maximum over the calibration images) and NAME.json (seconds of each step, versions). A net whose JSON is there is
+skipped.
 
 It imports nothing of edgeopt and none of the other benchmark modules: it lives in another environment.
 """

@@ -2,8 +2,8 @@
 
     python -m benchmarks.peers [--model NAME] [--peer NAME]
 
-Each result is MODEL/PEER.onnx and MODEL/PEER.json (seconds and memory of the whole process and of the quantizing call alone)
-under the work folder's `peers`. A result that is there is not made again; remove the folder to make it anew.
+Each result is MODEL/PEER.onnx and MODEL/PEER.json (seconds and memory of the whole process and of the quantizing call
+alone) under the work folder's `peers`. A result that is there is not made again; remove the folder to make it anew.
 """
 
 import argparse
@@ -30,7 +30,7 @@ PEERS = {
 
 
 class Reader:
-    """Calibration images as ONNX Runtime's quantizer wants them: one at a time, and in ranges, so that memory stays bounded."""
+    """Calibration images as ONNX Runtime's quantizer wants them: one at a time, and in ranges to bound its memory."""
 
     def __init__(self, name: str, images: np.ndarray):
         self.name, self.images = name, images
@@ -52,8 +52,23 @@ class Reader:
         self.set_range(0, len(self.images))
 
 
-def onnxruntime_quantize(source: Path, name: str, images: np.ndarray, out: Path, *, method: str, **options: Any) -> None:
-    """The settings its documentation recommends for x86: pre-processing, Q/DQ, uint8 activations, per-channel int8 weights."""
+def modern(source: Path, out: Path) -> Path:
+    """`source`, or a copy of it in opset 17 if it is older than 13: per-channel Q/DQ is not valid before."""
+    import onnx
+    from onnx import version_converter
+
+    model = onnx.load(str(source))
+    if next(o.version for o in model.opset_import if not o.domain) >= 13:
+        return source
+    path = out.with_suffix(".opset17.onnx")
+    onnx.save(version_converter.convert_version(model, 17), str(path))
+    return path
+
+
+def onnxruntime_quantize(
+    source: Path, name: str, images: np.ndarray, out: Path, *, method: str, **options: Any
+) -> None:
+    """As its documentation recommends for x86: pre-processed, Q/DQ, uint8 activations, per-channel int8 weights."""
     from onnxruntime import quantization as ortq
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -111,7 +126,7 @@ def folder() -> Path:
 
 
 def result(model: data.TrainedModel, peer: str) -> dict[str, Any]:
-    """What `peer` made of `model`, made now unless it is there: `path`, `cpu_s`, ... or `error`, in the peer's words."""
+    """What `peer` made of `model`, made now unless it is there: `path`, costs, or `error` in the peer's words."""
     out = folder() / model.name / f"{peer}.onnx"
     record = out.with_suffix(".json")
     if record.exists():
@@ -139,11 +154,11 @@ def peak_rss_mb() -> float:
 
 
 def run_inside(peer: str, model: data.TrainedModel, out: Path) -> None:
-    images = model.calibration()
+    images, source = model.calibration(), modern(model.onnx, out)
     before, began = os.times(), time.perf_counter()
     record: dict[str, Any] = {"peer": peer, "model": model.name, "calibration_images": len(images)}
     try:
-        quantize(peer, model.onnx, model.input_name, images, out)
+        quantize(peer, source, model.input_name, images, out)
     except Exception as error:  # whatever a peer raises is its result on this model
         record["error"] = f"{type(error).__name__}: {error}"[:300]
     after = os.times()

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+SKIPPED = 75  # exit code: nothing is wrong, but something that is needed is absent (sysexits.h, EX_TEMPFAIL)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

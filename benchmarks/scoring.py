@@ -24,7 +24,7 @@ def onnx_runner(path: Path, *, optimize: bool = True) -> Runner:
 
 
 class TFLiteRunner:
-    """One thread, XNNPACK on. Takes (1, C, H, W) float32 and gives the first output as float32 in the source's layout."""
+    """One thread, XNNPACK on. (1, C, H, W) float32 → the first output as float32, in the source's layout."""
 
     def __init__(self, path: Path, output_rank4_channels: int | None = None):
         from ai_edge_litert.interpreter import Interpreter
@@ -64,7 +64,7 @@ class TFLiteRunner:
         return [o["op_name"] for o in self.interpreter._get_ops_details() if o["op_name"] != "DELEGATE"]
 
     def partitions(self) -> int:
-        """How many pieces of the graph the delegate took; 1 is the whole graph in one piece, if nothing is left over."""
+        """How many pieces of the graph the delegate took; 1 with nothing left over is the whole graph."""
         return sum(o["op_name"] == "DELEGATE" for o in self.interpreter._get_ops_details())
 
 
@@ -105,7 +105,9 @@ def interleaved_ms(calls: dict[str, Callable[[], object]], *, rounds: int, warm_
     return spent
 
 
-def paired_ratio(ours: list[float], theirs: list[float], *, draws: int = 1000, seed: int = 0) -> tuple[float, float, float]:
+def paired_ratio(
+    ours: list[float], theirs: list[float], *, draws: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
     """Ratio of medians, and its 95 % bootstrap interval over rounds drawn for both alike."""
     a, b = np.array(ours), np.array(theirs)
     chosen = np.random.default_rng(seed).integers(0, len(a), (draws, len(a)))
