@@ -156,7 +156,7 @@ class _Writer:
         return dequantize.outputs[0]
 
     def _constant(self, name: str, array: Array) -> ir.Value:
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        tensor = ir.tensor(np.array(array, order="C"), name=name)  # ascontiguousarray would make a vector of a scalar
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
         self._graph.register_initializer(value)
         return value

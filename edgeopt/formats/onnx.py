@@ -1,0 +1,289 @@
+"""What stands in an ONNX file: operators by precision, every grid, sizes, and cuts of it for parity.
+
+Reading and rewriting of files only; what a file ought to hold is the target's business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgeopt.errors import ModelError
+from edgeopt.graph.qdq import INTEGERS_SUFFIX
+from edgeopt.types import Frozen, IoType, Preprocess, TensorSpec
+
+PREPROCESS = "edgeopt.preprocess"
+"""Key in the file's metadata: the preprocessing contract, as JSON of ``types.Preprocess``."""
+LABELS = "edgeopt.labels"
+"""Key in the file's metadata: class names, a JSON list."""
+IO_QUANTIZATION = "edgeopt.io"
+"""Key in the file's metadata: grids of integer inputs and outputs, JSON of name → scale, zero_point, dtype."""
+
+FRESH_SUFFIX = "__fresh"
+"""Name of the input that ``cut`` makes of a tensor: the tensor's own name and this."""
+
+Precision = Literal["int8", "float16", "float32", "other"]
+"""``other`` moves or converts and computes nothing."""
+
+INT8_OPERATORS = frozenset(
+    {
+        "QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul", "QLinearAdd", "QLinearMul", "QLinearAveragePool", "QLinearGlobalAveragePool",
+        "QLinearConcat", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearReduceMean", "QLinearWhere",
+    }
+)  # fmt: skip
+"""Operators that compute on 8-bit integers, of ONNX and of ONNX Runtime (``com.microsoft``)."""
+
+STATIC_PRODUCTS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"})
+"""Those of them that stand for an ``int8`` weighted operator."""
+
+CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"})
+REORDERS = frozenset({"ReorderInput", "ReorderOutput"})
+"""ONNX Runtime's own changes of layout around float convolutions."""
+MOVEMENT = frozenset(
+    {
+        "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Pad", "Concat",
+        "Resize", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Identity", "Shape", "Constant",
+    }
+)  # fmt: skip
+
+Array = npt.NDArray[Any]
+
+
+class Grid(Frozen):
+    """Scale and zero point of one tensor, as the file states them.
+
+    ``scale`` and ``zero_point`` hold one number per tensor, or one per channel along ``axis``.
+    """
+
+    tensor: str
+    dtype: str
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    axis: int | None = None
+
+
+class Layer(Frozen):
+    """One operator: what computes it, and the bytes of the constants that only it reads."""
+
+    name: str
+    op_type: str
+    precision: Precision
+    bytes: int
+
+
+class OnnxSummary(Frozen):
+    """What ``inspect`` tells of an ONNX file."""
+
+    opset: int
+    producer: str
+    size_bytes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ops: dict[Precision, dict[str, int]]
+    """Precision → operator type → how many."""
+    grids: tuple[Grid, ...]
+    layers: tuple[Layer, ...]
+    preprocess: Preprocess | None = None
+    labels: tuple[str, ...] = ()
+    io: tuple[Grid, ...] = ()
+
+
+@dataclass(frozen=True)
+class IoGrid:
+    """Grid of an integer input or output."""
+
+    scale: float
+    zero_point: int
+    dtype: IoType
+
+
+def load(source: Path | bytes) -> ir.Model:
+    """Read a file, or its bytes; types and shapes of all values are inferred, as files need not hold them.
+
+    Raises:
+        ModelError: it is no ONNX model.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    where = str(source) if isinstance(source, Path) else "ONNX model in memory"
+    try:
+        proto = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source)
+        if not proto.ByteSize() or not proto.graph.node:
+            raise ValueError("it holds no graph")
+        return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, DecodeError) as error:
+        raise ModelError(f"not a readable ONNX model: {error}", where=where) from error
+
+
+def summarise(path: Path) -> OnnxSummary:
+    """Everything that ``inspect`` shows of an ONNX file.
+
+    Raises:
+        ModelError: it is no ONNX model.
+    """
+    model = load(path)
+    layers = tuple(
+        Layer(name=name, op_type=node.op_type, precision=precision_of(node), bytes=_own_bytes(node))
+        for node, name in zip(model.graph, _names(model.graph), strict=True)
+        if node.op_type not in CONVERSIONS
+    )
+    ops: dict[Precision, Counter[str]] = defaultdict(Counter)
+    for node in model.graph:
+        ops[precision_of(node)][node.op_type] += 1
+    preprocess = model.metadata_props.get(PREPROCESS)
+    return OnnxSummary(
+        opset=model.graph.opset_imports.get("", 0),
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        size_bytes=path.stat().st_size,
+        inputs=tuple(spec(value) for value in model.graph.inputs if value.const_value is None),
+        outputs=tuple(spec(value) for value in model.graph.outputs),
+        ops={key: dict(sorted(counts.items())) for key, counts in sorted(ops.items())},
+        grids=grids(model),
+        layers=layers,
+        preprocess=Preprocess.model_validate_json(preprocess) if preprocess else None,
+        labels=tuple(json.loads(model.metadata_props.get(LABELS, "[]"))),
+        io=tuple(
+            Grid(tensor=name, dtype=grid.dtype, scale=(grid.scale,), zero_point=(grid.zero_point,))
+            for name, grid in io_grids(model).items()
+        ),
+    )
+
+
+def spec(value: ir.Value) -> TensorSpec:
+    """Name, numpy dtype and shape of an input or output; an open size is −1."""
+    return TensorSpec(
+        name=value.name or "",
+        dtype=value.dtype.numpy().name if value.dtype is not None else "float32",
+        shape=tuple(size if isinstance(size, int) else -1 for size in value.shape or ()),
+    )
+
+
+def io_grids(model: ir.Model) -> dict[str, IoGrid]:
+    """Grids of integer inputs and outputs, from the file's metadata."""
+    stored = json.loads(model.metadata_props.get(IO_QUANTIZATION, "{}"))
+    return {name: IoGrid(**grid) for name, grid in stored.items()}
+
+
+def grids(model: ir.Model) -> tuple[Grid, ...]:
+    """Every grid that a Quantize- or DequantizeLinear node with constant scale states, once per tensor."""
+    found: dict[str, Grid] = {}
+    for node in model.graph:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.inputs) < 2:
+            continue
+        integers = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
+        scale = _array(node.inputs[1])
+        if integers is None or scale is None:
+            continue
+        stored = _array(node.inputs[2]) if len(node.inputs) > 2 else None
+        zero_point = stored if stored is not None else np.zeros(scale.shape, np.int32)
+        dtype = integers.dtype.numpy().name if integers.dtype is not None else zero_point.dtype.name
+        name = (integers.name or "").removesuffix(INTEGERS_SUFFIX)
+        found.setdefault(
+            name,
+            Grid(
+                tensor=name,
+                dtype=dtype,
+                scale=tuple(float(x) for x in scale.ravel()),
+                zero_point=tuple(int(x) for x in zero_point.ravel()),
+                axis=node.attributes.get_int("axis", 1) if scale.size > 1 else None,
+            ),
+        )
+    return tuple(found.values())
+
+
+def precision_of(node: ir.Node) -> Precision:
+    """In what a node computes, in a Q/DQ file or one with integer operators; types must be known (``load``).
+
+    A node between Dequantize- and QuantizeLinear counts as int8: that is the form's meaning. Whether a runtime takes
+    it so is read from what the runtime makes of the file.
+    """
+    if node.op_type in INT8_OPERATORS:
+        return "int8"
+    if node.op_type in CONVERSIONS or node.op_type in REORDERS or not node.outputs:
+        return "other"
+    made = node.outputs[0].dtype
+    if made in (ir.DataType.INT8, ir.DataType.UINT8):
+        return "int8"
+    if made == ir.DataType.FLOAT16:
+        return "float16"
+    if made not in (ir.DataType.FLOAT, None):
+        return "other"
+    producers = [value.producer() for value in node.inputs if value is not None and not _is_constant(value)]
+    integers = [
+        producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else None
+        for producer in producers
+    ]
+    if integers and all(value is not None for value in integers) and not all(map(_is_constant, integers)):
+        after = [use.node.op_type for value in node.outputs for use in value.uses()]
+        # A product whose inputs are integers sums integers, whatever its result is read as.
+        if node.op_type in ("Gemm", "MatMul") or (after and all(op == "QuantizeLinear" for op in after)):
+            return "int8"
+    return "other" if node.op_type in MOVEMENT else "float32"
+
+
+def cut(source: Path | bytes, tensors: Iterable[str]) -> bytes:
+    """The file cut at ``tensors``: each is an output as it is produced, and what reads it reads a fresh input.
+
+    For a tensor ``X`` of the table, the value is its integers ``X__q`` where the file has them, else ``X`` itself
+    (its last pair was dropped). Graph inputs and constants are left as they are.
+
+    Returns:
+        The cut file: outputs as before and one for each tensor, by the value's name; a fresh input for each that
+        something reads, by the value's name and ``FRESH_SUFFIX``. Optimised or not, each segment computes alone.
+    """
+    model = load(source)
+    graph = model.graph
+    values = {value.name: value for node in graph for value in node.outputs}
+    outputs = {id(value) for value in graph.outputs}
+    for name in tensors:
+        value = values.get(name + INTEGERS_SUFFIX) or values.get(name)
+        if value is None:
+            continue
+        uses = list(value.uses())
+        if uses:
+            fresh = ir.Value(name=f"{value.name}{FRESH_SUFFIX}", type=value.type, shape=value.shape)
+            for use in uses:
+                use.node.replace_input_with(use.idx, fresh)
+            graph.inputs.append(fresh)
+        if id(value) not in outputs:
+            outputs.add(id(value))
+            graph.outputs.append(value)
+    data: bytes = ir.to_proto(model).SerializeToString()
+    return data
+
+
+def _names(graph: ir.Graph) -> Sequence[str]:
+    """A name for every node: its own, or what it makes."""
+    return [node.name or (node.outputs[0].name if node.outputs else "") or node.op_type for node in graph]
+
+
+def _own_bytes(node: ir.Node) -> int:
+    """Constants that this node reads, through Dequantize- and QuantizeLinear too."""
+    total = 0
+    for value in node.inputs:
+        if value is None:
+            continue
+        producer = value.producer()
+        if value.const_value is not None and not value.is_graph_input():
+            total += value.const_value.nbytes
+        elif producer is not None and producer.op_type == "DequantizeLinear" and _is_constant(producer.inputs[0]):
+            total += _own_bytes(producer)
+    return total
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None
+
+
+def _array(value: ir.Value | None) -> Array | None:
+    return value.const_value.numpy() if value is not None and value.const_value is not None else None
