@@ -1,0 +1,5 @@
+"""Post-training quantization: one stage, one file. ``Quantize`` is the pass."""
+
+from edgeopt.passes.quantize.quantize import Quantize
+
+__all__ = ["Quantize"]

@@ -1,0 +1,188 @@
+"""Weights to integers: scales, rounding to nearest, and GPTQ on the convolution's Hessian.
+
+Weights are always seen as (groups, rows, columns): one row per output channel of a group, one column per input channel
+and tap that it multiplies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgeopt.graph.quantization import INT8_MAX, QuantizedTensor, QuantParams
+
+Array = npt.NDArray[Any]
+
+SHRINK = tuple(np.linspace(1.0, 0.7, 16).tolist())
+"""Candidate scales of a channel, as shares of the one that just holds its largest weight."""
+LARGEST_BIAS = 2**30
+"""In steps: int32 holds twice that, the rest is room for the sum of products."""
+DAMPING = 0.01
+"""Share of the mean of the Hessian's diagonal that is added to it (Frantar et al., 2022, arXiv:2210.17323)."""
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a weighted node's weight lies in memory, and how its rows and columns are found.
+
+    Args:
+        op: Conv, ConvTranspose or Gemm.
+        shape: of the weight.
+        groups: of a convolution; 1 for Gemm.
+    """
+
+    op: str
+    shape: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def of(cls, node: ir.Node, shape: tuple[int, ...]) -> Layout:
+        return cls(node.op_type, shape, node.attributes.get_int("group", 1) if node.op_type != "Gemm" else 1)
+
+    @property
+    def outputs(self) -> int:
+        return self.shape[1] * self.groups if self.op == "ConvTranspose" else self.shape[0]
+
+    @property
+    def axis(self) -> int | None:
+        """Axis of per-channel scales. A grouped ConvTranspose has none: one axis entry serves several channels."""
+        if self.op == "ConvTranspose":
+            return 1 if self.groups == 1 else None
+        return 0
+
+    def rows(self, weight: Array) -> Array:
+        """(groups, outputs per group, columns)."""
+        if self.op == "ConvTranspose":
+            split = weight.reshape(self.groups, self.shape[0] // self.groups, self.shape[1], -1)
+            return split.transpose(0, 2, 1, 3).reshape(self.groups, self.shape[1], -1)
+        return weight.reshape(self.groups, self.shape[0] // self.groups, -1)
+
+    def weight(self, rows: Array) -> Array:
+        """The inverse of ``rows``."""
+        if self.op == "ConvTranspose":
+            inputs = self.shape[0] // self.groups
+            split = rows.reshape(self.groups, self.shape[1], inputs, -1).transpose(0, 2, 1, 3)
+            return np.ascontiguousarray(split).reshape(self.shape)
+        return np.ascontiguousarray(rows).reshape(self.shape)
+
+
+def weight_scales(rows: Array, importance: Array, bias: Array, input_scale: float, *, per_tensor: bool) -> Array:
+    """Scale of every row, (groups, rows): the candidate whose nearest rounding errs least.
+
+    Args:
+        rows: float weights (groups, rows, columns).
+        importance: (groups, columns), squared size of what each column multiplies.
+        bias: (groups, rows) in real units.
+        input_scale: of the activation; 0 where the bias stays float.
+        per_tensor: one scale for all.
+    """
+    if per_tensor:
+        rows_seen = rows.reshape(1, 1, -1)
+        importance_seen = np.broadcast_to(importance[:, None, :], rows.shape).reshape(1, -1)
+        scale = _least_error_scale(rows_seen, importance_seen)
+        scales = np.broadcast_to(scale, rows.shape[:2]).copy()
+    else:
+        scales = _least_error_scale(rows, importance)
+    # A dead channel takes its neighbours' scale: any would do, and a tiny one would overflow its bias.
+    dead = scales <= 0
+    alive = scales[~dead]
+    scales[dead] = alive.max() if alive.size else 1 / INT8_MAX
+    if input_scale > 0:
+        scales = np.maximum(scales, np.abs(bias) / (input_scale * LARGEST_BIAS))
+        if per_tensor:
+            scales[:] = scales.max()
+    return scales.astype(np.float32)
+
+
+def _least_error_scale(rows: Array, importance: Array) -> Array:
+    largest = np.abs(rows).max(2)
+    best = np.full(largest.shape, np.inf)
+    scales = np.zeros(largest.shape)
+    for share in SHRINK:
+        scale = np.maximum(largest * share / INT8_MAX, 1e-30)[..., None]
+        rounded = np.clip(np.rint(rows / scale), -INT8_MAX, INT8_MAX) * scale
+        error = ((rounded - rows) ** 2 * importance[:, None, :]).sum(2)
+        better = error < best * (1 - 1e-9)
+        best = np.where(better, error, best)
+        scales = np.where(better, scale[..., 0], scales)
+    scales[largest <= 0] = 0.0
+    return scales
+
+
+def nearest(rows: Array, scales: Array) -> npt.NDArray[np.int8]:
+    integers: npt.NDArray[np.int8] = np.clip(np.rint(rows / scales[..., None]), -INT8_MAX, INT8_MAX).astype(np.int8)
+    return integers
+
+
+def gptq(rows: Array, scales: Array, hessian: Array) -> npt.NDArray[np.int8]:
+    """Round column by column and let the columns not yet rounded make up for each error (GPTQ).
+
+    Frantar et al., 2022, arXiv:2210.17323, in the form of Chee et al., 2023, arXiv:2307.13304 (LDLQ), which is the same
+    and needs one Cholesky factor and no inverse: with ``H = (I + U) D (I + U)ᵀ``, U strictly upper, column k becomes
+    ``round(w_k + Σ_{j<k} e_j U_jk)`` where ``e = w − ŵ``. Columns go in the order of H's diagonal, largest first. The
+    Hessian is that of the centred inputs: what an error does to the mean is left to the bias, which follows.
+
+    Args:
+        rows: (groups, rows, columns) float.
+        scales: (groups, rows).
+        hessian: (groups, columns, columns), covariance of the columns' inputs.
+
+    Returns:
+        int8 (groups, rows, columns); never worse than nearest rounding in ``hessian_error``, row by row.
+    """
+    diagonal = np.diagonal(hessian, axis1=1, axis2=2)
+    order = np.argsort(-diagonal, axis=1, kind="stable")
+    ordered = np.take_along_axis(np.take_along_axis(hessian, order[:, :, None], 1), order[:, None, :], 2)
+    index = np.arange(rows.shape[2])
+    # A group without any input variance has nothing to correct with: it gets the identity, hence nearest rounding.
+    mean = diagonal.mean(1)
+    ordered[:, index, index] += np.where(mean > 0, DAMPING * mean, 1.0)[:, None]
+    # The upper factor R of H = R Rᵀ is the lower one of H read backwards, read backwards.
+    upper = np.linalg.cholesky(ordered[:, ::-1, ::-1])[:, ::-1, ::-1]
+    upper = upper / upper[:, index, index][:, None, :]
+    weights = np.take_along_axis(rows, order[:, None, :], 2).astype(np.float64)
+    rounded = _with_feedback(weights, scales.astype(np.float64), upper)
+    integers = np.empty(rows.shape, np.int8)
+    np.put_along_axis(integers, np.broadcast_to(order[:, None, :], rows.shape), rounded, 2)
+    plain = nearest(rows, scales)
+    worse = hessian_error(rows, scales, integers, hessian) > hessian_error(rows, scales, plain, hessian)
+    integers[worse] = plain[worse]
+    return integers
+
+
+def _with_feedback(weights: Array, scales: Array, upper: Array) -> npt.NDArray[np.int8]:
+    columns = weights.shape[2]
+    errors = np.zeros(weights.shape)
+    integers = np.empty(weights.shape, np.int8)
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
+        wanted = weights[:, :, start:stop] + errors[:, :, :start] @ upper[:, :start, start:stop]
+        for column in range(start, stop):
+            feedback = errors[:, :, start:column] @ upper[:, start:column, column, None]
+            value = (wanted[:, :, column - start] + feedback[:, :, 0]) / scales
+            steps = np.clip(np.rint(value), -INT8_MAX, INT8_MAX)
+            integers[:, :, column] = steps
+            errors[:, :, column] = weights[:, :, column] - steps * scales
+    return integers
+
+
+def hessian_error(rows: Array, scales: Array, integers: Array, hessian: Array) -> Array:
+    """(groups, rows): expected squared error of the outputs, ``eᵀ H e`` with ``e`` the weights' error."""
+    error = integers * scales[..., None].astype(np.float64) - rows
+    result: Array = np.einsum("grc,grc->gr", error @ hessian, error)
+    return result
+
+
+def quantized_weight(layout: Layout, integers: Array, scales: Array) -> QuantizedTensor:
+    """The table's entry of rows that were rounded: (groups, rows, columns) and (groups, rows)."""
+    if layout.axis is None:
+        params = QuantParams(scales.max(), np.zeros((), np.int32))
+    else:
+        flat = scales.reshape(-1)
+        params = QuantParams(flat, np.zeros(flat.shape, np.int32), layout.axis)
+    return QuantizedTensor(layout.weight(integers), params)
