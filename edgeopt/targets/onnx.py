@@ -384,6 +384,10 @@ class _Writer:
                 del graph.initializers[value.name]  # type: ignore[arg-type]
         for node in graph:
             node.doc_string = None
+            dilations = node.attributes.get("dilations")
+            if node.op_type == "AveragePool" and dilations is not None and set(dilations.as_ints()) == {1}:
+                # ONNX Runtime (1.31) carries it into a QLinearAveragePool, which knows no such attribute.
+                del node.attributes["dilations"]
             node.metadata_props.clear()
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 node.name = None

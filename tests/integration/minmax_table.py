@@ -48,7 +48,8 @@ def minmax_table(
         weights[node.inputs[1].name] = QuantizedTensor(params.quantize(weight), params)
         if asked == "int8":
             scale = activations[node.inputs[0].name].scale * params.scale
-            biases[node.inputs[2].name] = np.rint(node.inputs[2].const_value.numpy() / scale).astype(np.int32)
+            steps = np.rint(node.inputs[2].const_value.numpy() / scale.astype(np.float64))
+            biases[node.inputs[2].name] = np.clip(steps, -(2**31), 2**31 - 1).astype(np.int32)
     return QuantizedGraph(model, Quantization(activations, weights, biases, ranges, placement.schemes))
 
 
