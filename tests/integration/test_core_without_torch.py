@@ -35,7 +35,7 @@ def dependencies(root: str) -> dict[str, Distribution]:
 
 
 def link(one: Distribution, site: Path) -> None:
-    """Show ``one`` in ``site``: a symlink per file or package; folders without ``__init__.py`` are shared by several."""
+    """Show ``one`` in ``site``: a symlink per file or package; folders without ``__init__.py`` are shared."""
     for file in one.files or ():
         if file.parts[0] == ".." or file.parts[0] == "__pycache__":
             continue
