@@ -1,1 +1,1 @@
-
+"""Measurements of artifacts: how fast they run."""

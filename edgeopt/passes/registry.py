@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from edgeopt.passes.base import Pass
+from edgeopt.passes.quantize.quantize import Quantize
 
-PASSES: tuple[type[Pass], ...] = ()
+PASSES: tuple[type[Pass], ...] = (Quantize,)
