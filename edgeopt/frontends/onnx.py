@@ -275,7 +275,7 @@ def _refuse_broken(name: str, tensor: ir.TensorProtocol | None, readers: list[ir
     raise ModelError(
         f"the weight {name!r} holds {'NaN' if has_nan else 'Inf'}: {count} of {array.size} values",
         where=f"{path}: read by {readers_text}" if readers else str(path),
-        hint="A training that diverged leaves such weights; nothing can be computed with them. Take an earlier checkpoint.",
+        hint="A training that diverged leaves such weights. Take an earlier checkpoint.",
     )
 
 

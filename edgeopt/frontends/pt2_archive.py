@@ -61,7 +61,7 @@ def refuse_what_runs_code(path: Path) -> None:
         raise ModelError(
             f"loading this archive could run code that it brings: {findings[0]}",
             where=str(path),
-            hint="If you know who made it, load it with --trust. Safer: ask for weights as .safetensors and the source.",
+            hint="If you know who made it: --trust. Safer: the module's source, and its weights as .safetensors.",
         )
     if not is_program:
         raise ModelError(

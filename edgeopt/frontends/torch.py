@@ -23,9 +23,9 @@ from typing import Any, Literal
 from edgeopt import digest, errors
 from edgeopt.errors import MissingPackage, ModelError
 from edgeopt.frontends import Feed, Imported
+from edgeopt.frontends.frames import pack, read_frame, unpack, write_frame
 from edgeopt.frontends.onnx import load_onnx
 from edgeopt.frontends.pt2_archive import refuse_what_runs_code
-from edgeopt.frontends.torch_worker import pack, read_frame, unpack, write_frame
 
 EXPORT_LIMIT_S = 900.0
 """The largest of the reference nets takes 40 s to export on two busy cores; twenty times that is a hang."""
@@ -138,7 +138,7 @@ def _load(request: dict[str, Any], kind: Literal["torch", "exported"], files: li
 
 
 def _import_exported(out: Path, request: Mapping[str, Any]) -> Imported:
-    """The ONNX file is ours and goes away: errors speak of the user's model, and of the line where a node comes from."""
+    """The ONNX file is ours and goes away: errors speak of the user's model."""
     name = str(request.get("factory") or request.get("exported"))
     try:
         return load_onnx(out)
