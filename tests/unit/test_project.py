@@ -15,10 +15,13 @@ import click
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pydantic import BaseModel
 
 import edgeopt
 from edgeopt import errors
+from edgeopt.cli import COMMANDS
 from edgeopt.passes.registry import PASSES
+from edgeopt.pipeline.record import Manifest, Report
 from edgeopt.recipe.schema import Budget, Data, DataSource, ModelSource, ParityLimits, Recipe
 from edgeopt.targets.registry import TARGETS
 from edgeopt.types import Preprocess
@@ -44,9 +47,7 @@ def declared(*groups: list[str]) -> list[Requirement]:
 
 def commands() -> dict[str, click.Command]:
     """All commands of the CLI by name."""
-    cli = importlib.import_module("edgeopt.cli").main
-    with click.Context(cli) as context:
-        return {name: cli.get_command(context, name) for name in cli.list_commands(context)}
+    return {name: importlib.import_module(f"edgeopt.cli.{name}").command for name in COMMANDS}
 
 
 def tracked_files() -> list[str]:
@@ -184,6 +185,19 @@ def test_every_key_of_a_recipe_is_documented(kind):
     missing = [
         name for name in kind.model_fields if not re.search(rf"`{name}`|`{name}:|^{name}:|## {name}", text, re.M)
     ]
+    assert not missing
+
+
+def fields(kind: type[BaseModel]) -> set[str]:
+    """Keys of a document, however deep."""
+    schema = kind.model_json_schema(by_alias=True)
+    return {name for one in [schema, *schema.get("$defs", {}).values()] for name in one.get("properties", {})}
+
+
+@pytest.mark.parametrize("kind", [Report, Manifest])
+def test_every_key_of_a_report_is_documented(kind):
+    text = "".join((ROOT / "docs" / name).read_text() for name in ("report.md", "recipe.md"))
+    missing = sorted(name for name in fields(kind) if not re.search(rf"[`.]{name}[`.\[]", text))
     assert not missing
 
 
