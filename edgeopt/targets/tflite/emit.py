@@ -1,0 +1,522 @@
+"""The file under construction: which tensor of it holds which value of the graph, in which precision and layout.
+
+A value can be there twice: as float and as the integers of the table. ``Emitter.read`` gives a node what the table's
+semantics says it reads (see ``graph.quantization``), converting and moving only where it must, once per value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgeopt.errors import TargetError
+from edgeopt.formats import tflite
+from edgeopt.formats.tflite import Layout
+from edgeopt.graph.placement import WEIGHTED, fused_activation
+from edgeopt.graph.quantization import INT8_MAX, INT8_MIN, Quantization, QuantParams
+from edgeopt.targets.tflite import layout as lay
+from edgeopt.targets.tflite.attributes import clip_bounds, constant, shape_of
+from edgeopt.types import SchemeName
+
+Array = npt.NDArray[Any]
+
+INTEGERS_SUFFIX = "__q"
+FLOAT_SUFFIX = "__dq"
+HALF_FROM = 1024
+"""Constants that are no weights are stored as float16 from this many values on: below, a DEQUANTIZE costs more."""
+
+NONE, RELU, RELU_N1_TO_1, RELU6 = 0, 1, 2, 3
+"""The schema's ActivationFunctionType."""
+FUSED_FLOAT = {(0.0, float("inf")): RELU, (-1.0, 1.0): RELU_N1_TO_1, (0.0, 6.0): RELU6}
+
+INT8_VERSIONS = {
+    "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "TRANSPOSE_CONV": 3, "ADD": 2, "SUB": 2, "MUL": 2,
+    "CONCATENATION": 2, "PAD": 2, "PADV2": 2, "MAX_POOL_2D": 2, "AVERAGE_POOL_2D": 2, "MEAN": 2, "TRANSPOSE": 2,
+    "SPLIT": 2, "SLICE": 2, "STRIDED_SLICE": 2, "RESIZE_BILINEAR": 2, "RESIZE_NEAREST_NEIGHBOR": 2, "LOGISTIC": 2,
+    "TANH": 2, "BATCH_MATMUL": 2, "DEQUANTIZE": 2, "SPACE_TO_DEPTH": 2, "SUM": 2, "REDUCE_MAX": 2, "GATHER": 2,
+    "BROADCAST_TO": 2, "MIRROR_PAD": 2,
+}  # fmt: skip
+"""First operator version that takes int8, so that a runtime too old says so (tensorflow/lite/tools/versioning)."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A value of the graph as a tensor of the file."""
+
+    index: int
+    layout: Layout
+
+    @property
+    def perm(self) -> lay.Perm:
+        return self.layout.perm
+
+
+class Emitter:
+    """Writes operators and keeps account of values.
+
+    Args:
+        graph: the canonical float graph.
+        table: the table of scales, or None.
+        spatial_outputs: rank-4 inputs and outputs may be channels last.
+    """
+
+    def __init__(self, graph: ir.Graph, table: Quantization | None, *, spatial_outputs: bool) -> None:
+        self.model = tflite.Model(description="edgeopt")
+        self.table = table or Quantization()
+        self.wanted = lay.wanted_perms(graph, spatial_outputs=spatial_outputs)
+        self.floats: dict[ir.Value, Stored] = {}
+        self.integers: dict[ir.Value, Stored] = {}
+        self.done: set[ir.Node] = set()
+        self.node: ir.Node | None = None
+        self.native = False
+        """Whether the node at work computes on integers in the file."""
+        self._outputs = set(graph.outputs)
+        self._taken: set[str] = set()
+        self._moved: dict[tuple[int, Layout], Stored] = {}
+        self._islands: dict[tuple[ir.Value, ir.Node | None], Stored] = {}
+        self._constants: dict[tuple[object, ...], int] = {}
+
+    # --- tensors and operators
+
+    def tensor(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: str = "float32",
+        *,
+        data: Array | None = None,
+        grid: QuantParams | None = None,
+        axis: int = 0,
+    ) -> int:
+        """A new tensor; its name is made unique."""
+        unique, count = name, 2
+        while unique in self._taken:
+            unique, count = f"{name}__{count}", count + 1
+        self._taken.add(unique)
+        record = tflite.Tensor(unique, tuple(int(size) for size in shape), dtype, data, axis=axis)
+        if grid is not None:
+            record.scale, record.zero_point = np.atleast_1d(grid.scale), np.atleast_1d(grid.zero_point)
+        self.model.tensors.append(record)
+        return len(self.model.tensors) - 1
+
+    def temporary(self, hint: str, shape: Sequence[int], like: int | None = None) -> int:
+        """A tensor that no value of the graph has: float, or of the type and grid of tensor ``like``."""
+        name = f"{self._scope}/{hint}"
+        if like is None:
+            return self.tensor(name, shape)
+        index = self.tensor(name, shape, self.model.tensors[like].dtype)
+        self.model.tensors[index].scale = self.model.tensors[like].scale
+        self.model.tensors[index].zero_point = self.model.tensors[like].zero_point
+        return index
+
+    def constant(self, hint: str, array: Array, *, grid: QuantParams | None = None, axis: int = 0) -> int:
+        """A constant tensor; equal small constants of one type share one."""
+        array = np.ascontiguousarray(array)
+        key: tuple[object, ...] | None = None
+        if grid is None and array.size <= 64:
+            key = (array.dtype.str, array.shape, array.tobytes())
+            if key in self._constants:
+                return self._constants[key]
+        index = self.tensor(hint, array.shape, array.dtype.name, data=array, grid=grid, axis=axis)
+        if key is not None:
+            self._constants[key] = index
+        return index
+
+    def operator(self, code: str, inputs: Sequence[int], outputs: Sequence[int], options: Any = None) -> None:
+        activation = inputs[2] if code == "TRANSPOSE_CONV" else inputs[0]
+        first = self.model.tensors[activation]
+        version = INT8_VERSIONS.get(code, 1) if first.dtype in ("int8", "uint8") else 1
+        if code == "DEQUANTIZE":
+            version = {"float16": 3}.get(first.dtype, 5 if first.scale is not None and first.scale.size > 1 else 2)
+        elif code in ("CONV_2D", "DEPTHWISE_CONV_2D") and first.dtype == "float32":
+            version = 5 if self.model.tensors[inputs[1]].dtype == "int8" else 1
+        elif code == "FULLY_CONNECTED" and first.dtype == "float32" and self.model.tensors[inputs[1]].dtype == "int8":
+            version = 12
+        elif code == "TRANSPOSE_CONV":
+            version = 3
+        self.model.operators.append(tflite.Operator(code, tuple(inputs), tuple(outputs), options, version))
+
+    def step(
+        self, code: str, inputs: Sequence[int], shape: Sequence[int], options: Any = None, *, like: int | None = None
+    ) -> int:
+        """An operator into a fresh temporary."""
+        index = self.temporary(code.lower(), shape, like)
+        self.operator(code, inputs, (index,), options)
+        return index
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        return self.model.tensors[index].shape
+
+    @property
+    def _scope(self) -> str:
+        return (self.node.name if self.node is not None else None) or "edgeopt"
+
+    # --- what the table says
+
+    @property
+    def scheme(self) -> SchemeName:
+        """Of the node at work."""
+        return self.table.scheme(self.node) if self.node is not None else "fp32"
+
+    def grid(self, value: ir.Value | None) -> QuantParams | None:
+        return None if value is None else self.table.activations.get(value.name or "")
+
+    def is_integers(self, value: ir.Value) -> bool:
+        """Whether the value *is* its integers: in the table, and an int8 node writes it."""
+        producer = value.producer()
+        return producer is not None and self.grid(value) is not None and self.table.scheme(producer) == "int8"
+
+    # --- reading
+
+    def read(self, value: ir.Value | None, perm: lay.Perm | None = None) -> Stored:
+        """The value as the node at work reads it, in the given order of axes (any plain one if None is given)."""
+        assert value is not None
+        return self.moved(self.read_as_it_lies(value), perm)
+
+    def read_as_it_lies(self, value: ir.Value) -> Stored:
+        """As ``read``, with parts of axes left apart where they are."""
+        if self.native:
+            return self.read_integers(value)
+        if self.scheme == "int8" and self.grid(value) is not None:
+            return self._read_island(value)
+        return self.read_float(value)
+
+    def read_integers(self, value: ir.Value) -> Stored:
+        """The integers of a value of the table: as produced, or made from the float value, or of the constant."""
+        if value in self.integers:
+            return self.integers[value]
+        grid = self._required_grid(value)
+        if (array := constant(value)) is not None:
+            integers = grid.quantize(array)
+            index = self.tensor(self.name(value, "int8"), array.shape, "int8", data=integers, grid=grid)
+            self.integers[value] = Stored(index, lay.plain(array.shape))
+            return self.integers[value]
+        source = self.floats[value]
+        index = self.tensor(self.name(value, "int8"), self.shape(source.index), "int8", grid=grid)
+        self.operator("QUANTIZE", (source.index,), (index,))
+        self.integers[value] = Stored(index, source.layout)
+        return self.integers[value]
+
+    def read_float(self, value: ir.Value) -> Stored:
+        """The float value: as produced, or of its integers where the value is those, or the constant."""
+        if value in self.floats:
+            return self.floats[value]
+        if (array := constant(value)) is not None:
+            self.floats[value] = Stored(self.float_constant(value.name or "", array), lay.plain(array.shape))
+            return self.floats[value]
+        source = self.integers[value]
+        index = self.tensor(self.name(value, "float32"), self.shape(source.index))
+        self.operator("DEQUANTIZE", (source.index,), (index,))
+        self.floats[value] = Stored(index, source.layout)
+        return self.floats[value]
+
+    def _read_island(self, value: ir.Value) -> Stored:
+        """Integers made float for one chain alone, so that XNNPACK can fold the chain into a table."""
+        key = (value, _chain_of(self.node))
+        if key not in self._islands:
+            source = self.read_integers(value)
+            index = self.temporary("dequantize", self.shape(source.index))
+            self.operator("DEQUANTIZE", (source.index,), (index,))
+            self._islands[key] = Stored(index, source.layout)
+        return self._islands[key]
+
+    def float_constant(self, hint: str, array: Array) -> int:
+        """A float constant, stored as float16 if it is large and the node at work asks for that."""
+        if self.scheme == "fp16" and array.size >= HALF_FROM and array.dtype == np.float32:
+            return self.dequantized(self.constant(hint, half(array, hint)), hint)
+        return self.constant(hint, array)
+
+    def dequantized(self, index: int, hint: str) -> int:
+        """Float values of a stored constant; the delegate computes them once, when it loads."""
+        result = self.tensor(hint + FLOAT_SUFFIX, self.shape(index))
+        self.operator("DEQUANTIZE", (index,), (result,))
+        return result
+
+    def _required_grid(self, value: ir.Value) -> QuantParams:
+        grid = self.grid(value)
+        if grid is None:
+            raise TargetError("is read as integers and is not in the table of scales", where=f"tensor {value.name}")
+        return grid
+
+    # --- moving
+
+    def moved(self, stored: Stored, perm: lay.Perm | None) -> Stored:
+        """The same values with whole axes in the order ``perm``; cached. None: as it lies, if axes are whole."""
+        layout = stored.layout
+        if perm is None:
+            if lay.is_plain(layout):
+                return stored
+            perm = lay.identity(len(layout.shape))
+        target = lay.plain(layout.shape, perm)
+        if layout == target:
+            return stored
+        key = (stored.index, target)
+        if key not in self._moved:
+            self._moved[key] = Stored(self._move(stored, target), target)
+        return self._moved[key]
+
+    def _move(self, stored: Stored, target: Layout) -> int:
+        index, layout = stored.index, stored.layout
+        constant_data = self.model.tensors[index].data
+        if constant_data is not None:
+            moved = target.to_file(layout.to_graph(constant_data), lay.stored_shape(target))
+            record = self.model.tensors[index]
+            fresh = self.temporary("constant", moved.shape, like=index)
+            self.model.tensors[fresh].data = np.ascontiguousarray(moved)
+            self.model.tensors[fresh].axis = record.axis
+            return fresh
+        if not lay.is_plain(layout):
+            apart = tuple(layout.view[axis] for axis in layout.perm)
+            index = self.reshape(index, apart)
+            index = self.transpose(index, tuple(int(axis) for axis in np.argsort(layout.perm)))
+            index = self.reshape(index, layout.shape)
+            layout = lay.plain(layout.shape)
+        if lay.moves_nothing(layout.shape, layout.perm, target.perm):
+            return self.reshape(index, lay.stored_shape(target))
+        return self.transpose(index, tuple(layout.perm.index(axis) for axis in target.perm))
+
+    def reshape(self, index: int, shape: Sequence[int], out: int | None = None) -> int:
+        """RESHAPE, or nothing where the shape is that already and no output tensor is given."""
+        shape = tuple(shape)
+        if out is None:
+            if self.shape(index) == shape:
+                return index
+            out = self.temporary("reshape", shape, like=index)
+            if (data := self.model.tensors[index].data) is not None:
+                self.model.tensors[out].data = data.reshape(shape)
+                return out
+        target = self.constant("shape", np.asarray(shape, np.int32))
+        self.operator("RESHAPE", (index, target), (out,), options("Reshape", newShape=list(shape)))
+        return out
+
+    def transpose(self, index: int, perm: Sequence[int], out: int | None = None) -> int:
+        perm = tuple(perm)
+        if out is None:
+            if perm == lay.identity(len(perm)):
+                return index
+            out = self.temporary("transpose", [self.shape(index)[axis] for axis in perm], like=index)
+        order = self.constant("perm", np.asarray(perm, np.int32))
+        self.operator("TRANSPOSE", (index, order), (out,), options("Transpose"))
+        return out
+
+    # --- writing
+
+    def name(self, value: ir.Value, dtype: str) -> str:
+        """Tensor name: the value's own for its main form, with a suffix for its other one."""
+        own = value.name or ""
+        if value.const_value is not None:
+            return own
+        if value in self._outputs or not self.is_integers(value):
+            return own + INTEGERS_SUFFIX if dtype == "int8" else own
+        return own if dtype == "int8" else own + FLOAT_SUFFIX
+
+    def result(self, value: ir.Value, layout: Layout, shape: Sequence[int] | None = None) -> int:
+        """The tensor into which the node at work writes ``value``, as integers or float.
+
+        A float result that the table wants as integers is quantized behind.
+        """
+        shape = lay.stored_shape(layout) if shape is None else shape
+        if self.native:
+            grid = self._required_grid(value)
+            index = self.tensor(self.name(value, "int8"), shape, "int8", grid=grid)
+            self.integers[value] = Stored(index, layout)
+            return index
+        dtype = _DTYPES.get(value.dtype, "float32")
+        if self.is_integers(value):
+            return self.temporary("float", shape)
+        index = self.tensor(self.name(value, "float32"), shape, dtype)
+        self.floats[value] = Stored(index, layout)
+        return index
+
+    def write(
+        self,
+        value: ir.Value,
+        code: str,
+        inputs: Sequence[int],
+        layout: Layout,
+        options_: Any = None,
+        *,
+        shape: Sequence[int] | None = None,
+    ) -> int:
+        """An operator whose output is ``value``."""
+        index = self.result(value, layout, shape)
+        self.operator(code, inputs, (index,), options_)
+        self.written(value, index, layout)
+        return index
+
+    def written(self, value: ir.Value, index: int, layout: Layout) -> None:
+        """``index`` holds the computed ``value``: quantize it where the table has a float node's result as integers."""
+        if self.native or not self.is_integers(value):
+            return
+        grid = self._required_grid(value)
+        integers = self.tensor(self.name(value, "int8"), self.shape(index), "int8", grid=grid)
+        self.operator("QUANTIZE", (index,), (integers,))
+        self.integers[value] = Stored(integers, layout)
+
+    def alias(self, value: ir.Value, stored: Stored) -> None:
+        """``value`` is an existing tensor under another name or layout."""
+        if self.native:
+            self.integers[value] = stored
+        elif self.is_integers(value):
+            self.written(value, stored.index, stored.layout)
+        else:
+            self.floats[value] = stored
+
+    # --- activations that are part of the operator in front
+
+    def fused(self, node: ir.Node) -> tuple[int, ir.Value]:
+        """The activation to write into ``node``'s operator, and the value that the operator then computes.
+
+        On integers, a bound that the grid's own end implies costs nothing; what no fused activation says stays a
+        node of its own.
+        """
+        value = node.outputs[0]
+        behind = fused_activation(node)
+        if behind is None or self.grid(value) is not None or self.table.scheme(behind) != self.scheme:
+            return NONE, value
+        low, high = clip_bounds(behind)
+        kind = FUSED_FLOAT.get((low, high))
+        if self.native:
+            grid = self.grid(behind.outputs[0])
+            if grid is None:
+                return NONE, value
+            kind = _fused_integers(grid, low, high)
+        if kind is None:
+            return NONE, value
+        self.done.add(behind)
+        return kind, behind.outputs[0]
+
+    def native_result(self, node: ir.Node) -> ir.Value | None:
+        """The value that ``node`` would write as integers: its output, or that of a fused activation; or None."""
+        if self.grid(node.outputs[0]) is not None:
+            return node.outputs[0]
+        behind = fused_activation(node)
+        if behind is None or self.table.scheme(behind) != "int8":
+            return None
+        grid = self.grid(behind.outputs[0])
+        if grid is None or _fused_integers(grid, *clip_bounds(behind)) is None:
+            return None
+        return behind.outputs[0]
+
+    # --- weights
+
+    def weight(self, node: ir.Node, array: Array, scale_axis: int, permute: Any) -> int:
+        """The weight of ``node`` as its scheme stores it.
+
+        Args:
+            node: the weighted node; its weight is input 1.
+            array: the float weight.
+            scale_axis: channel axis in the file.
+            permute: function from the graph's layout of the weight to the file's.
+        """
+        value = node.inputs[1]
+        assert value is not None
+        name = value.name or "weight"
+        stored = self.table.weights.get(name)
+        if self.scheme in ("int8", "int8-weights", "int8-dynamic") and stored is not None:
+            integers = permute(stored.integers)
+            scale = stored.params.scale
+            if scale.ndim and scale.size != integers.shape[scale_axis]:  # a grouped transposed convolution made dense
+                scale = np.tile(scale, integers.shape[scale_axis] // scale.size)
+            grid = QuantParams(scale, np.zeros(scale.shape, np.int32), scale_axis if scale.ndim else None)
+            index = self.constant(name, integers, grid=grid, axis=scale_axis if scale.ndim else 0)
+            return index if self.native or self.scheme == "int8-dynamic" else self.dequantized(index, name)
+        if self.scheme == "fp16":
+            return self.dequantized(self.constant(name, half(permute(array), name)), name)
+        return self.constant(name, permute(array))
+
+    def bias(self, node: ir.Node, channels: int, x: Stored, weight: int) -> int:
+        """The bias: int32 on the grid of input scale · weight scale, or float32. Zeros are made if there is none."""
+        value = node.inputs[2] if len(node.inputs) > 2 else None
+        array = constant(value)
+        if array is None:
+            array = np.zeros(channels, np.float32)
+        array = array.reshape(-1)
+        hint = (value.name if value is not None else None) or f"{node.name}/bias"
+        if not self.native:
+            return self.constant(hint, array)
+        scale_in = self.model.tensors[x.index].scale
+        scale_weight = self.model.tensors[weight].scale
+        assert scale_in is not None and scale_weight is not None
+        scale = (scale_in * scale_weight).astype(np.float32)
+        integers = self.table.biases.get(hint)
+        if integers is None:
+            limit = np.iinfo(np.int32)
+            # Scales can be so small that a bias leaves int32; then it saturates, as every runtime would.
+            integers = np.clip(np.rint(array.astype(np.float64) / scale), limit.min, limit.max).astype(np.int32)
+        grid = QuantParams(scale if scale.size > 1 else scale[0], np.zeros(scale.shape if scale.size > 1 else ()),
+                           0 if scale.size > 1 else None)  # fmt: skip
+        return self.constant(hint, integers.reshape(-1).astype(np.int32), grid=grid)
+
+    def weight_scale(self, node: ir.Node) -> Array | None:
+        """Scale of an int8 weight of the table."""
+        value = node.inputs[1]
+        stored = None if value is None else self.table.weights.get(value.name or "")
+        return None if stored is None else stored.params.scale
+
+
+def one_grid(scale: float | Array) -> QuantParams:
+    """Per-tensor parameters with zero point 0."""
+    return QuantParams(np.asarray(scale, np.float32).reshape(()), np.zeros((), np.int32))
+
+
+def half(array: Array, name: str) -> Array:
+    """float16; TargetError where a value does not fit."""
+    if array.size and float(np.abs(array).max()) > float(np.finfo(np.float16).max):
+        raise TargetError(
+            "has values above 65504, which float16 cannot hold", where=f"weight {name}", hint="Keep this node in fp32."
+        )
+    return array.astype(np.float16)
+
+
+def _fused_integers(grid: QuantParams, low: float, high: float) -> int | None:
+    """The fused activation that clamps integers of ``grid`` to [low, high], or None."""
+    limits = grid.quantize(np.clip([low, high], -np.finfo(np.float32).max, np.finfo(np.float32).max))
+    low_implied, high_implied = limits[0] == INT8_MIN, limits[1] == INT8_MAX
+    if low_implied and high_implied:
+        return NONE
+    if low == 0 and high_implied:
+        return RELU
+    return FUSED_FLOAT.get((low, high))
+
+
+def _chain_of(node: ir.Node | None) -> ir.Node | None:
+    """The node at the end of a chain of one variable, ``x · f(x)``: both readers of ``x`` share one DEQUANTIZE."""
+    if node is None or node.op_type in WEIGHTED or not node.outputs:
+        return node
+    uses = tuple(node.outputs[0].uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Mul" and node.inputs[0] in uses[0].node.inputs:
+        return uses[0].node
+    return node
+
+
+_DTYPES: Mapping[ir.DataType | None, str] = {
+    ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.INT8: "int8", ir.DataType.UINT8: "uint8",
+    ir.DataType.INT32: "int32", ir.DataType.INT64: "int64", ir.DataType.BOOL: "bool",
+}  # fmt: skip
+
+
+def dtype_of(value: ir.Value) -> str:
+    return _DTYPES.get(value.dtype, "float32")
+
+
+def options(kind: str, **fields: Any) -> Any:
+    """An options object of the schema: ``options("Conv2D", strideW=2)``."""
+    return _options_type(kind)(**fields)
+
+
+@cache
+def _options_type(kind: str) -> Any:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return getattr(schema, f"{kind}OptionsT")
+
+
+def output_shape(node: ir.Node) -> tuple[int, ...]:
+    return shape_of(node.outputs[0])

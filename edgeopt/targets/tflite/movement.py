@@ -1,0 +1,653 @@
+"""Operators that move values and compute nothing, and pooling by maximum: on integers they keep the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.formats.tflite import Layout
+from edgeopt.graph.quantization import INT8_MIN
+from edgeopt.targets.tflite import layout as lay
+from edgeopt.targets.tflite.attributes import Array, clip_bounds, constant, constant_input, has_input, ints, shape_of
+from edgeopt.targets.tflite.elementwise import common_layout
+from edgeopt.targets.tflite.emit import Emitter, Stored, one_grid, options
+from edgeopt.targets.tflite.weighted import VALID, Window, pad_zero, read_spatial, write_spatial
+
+MOST_CONCATENATED = 5
+"""XNNPACK takes a CONCATENATION of at most five."""
+MOST_SPLITS = 4
+"""And a SPLIT into two, three or four."""
+REQUANTIZE_RATIO = (2.0**-8, 2.0**7)
+"""Input scale / output scale of QUANTIZE from integers to integers: at least, at most."""
+
+
+def native_mover(e: Emitter, node: ir.Node) -> bool:
+    """Input and outputs are integers of one grid, as the table demands of movers."""
+    grid = e.grid(node.inputs[0])
+    return grid is not None and all(e.grid(output) == grid for output in node.outputs)
+
+
+# --- order and shape of axes
+
+
+def transpose(e: Emitter, node: ir.Node) -> None:
+    """Relabels axes. Moves values only where consumers that agree on an order could not read them otherwise."""
+    value, out = node.inputs[0], node.outputs[0]
+    assert value is not None
+    x = e.read(value)
+    asked = lay.transpose_perm(node)
+    shape = shape_of(out)
+    perm = lay.relabelled(x.perm, asked)
+    wanted = e.wanted.get(out)
+    if wanted is None or perm in wanted or any(lay.moves_nothing(shape, perm, other) for other in wanted):
+        e.alias(out, Stored(x.index, lay.plain(shape, perm)))
+        return
+    layout = lay.plain(shape, wanted[0])
+    index = e.result(out, layout)
+    e.transpose(x.index, [perm.index(axis) for axis in layout.perm], out=index)
+    e.written(out, index, layout)
+
+
+def reshape(e: Emitter, node: ir.Node) -> None:
+    """RESHAPE in whatever order the values lie, if the result is axes in some order; else with one TRANSPOSE."""
+    value, out = node.inputs[0], node.outputs[0]
+    assert value is not None
+    shape, target = shape_of(value), shape_of(out)
+    x = e.read_as_it_lies(value)
+    if not lay.is_plain(x.layout) and shape == target:
+        e.alias(out, x)
+        return
+    x = e.moved(x, None)
+    wanted = e.wanted.get(out, ())
+    atoms = lay.Atoms.of(shape, target)
+    order = atoms.through(x.perm) if atoms is not None else None
+    if order is None and _only_gemms_read(out) and x.perm[0] == 0 and shape[0] == target[0]:
+        layout = Layout(target, shape, x.perm)
+        _write_reshape(e, out, x.index, layout, target)
+        return
+    if order is not None:
+        layout = lay.plain(target, lay.completed(order, target, wanted))
+        _write_reshape(e, out, x.index, layout, lay.stored_shape(layout))
+        return
+    if atoms is None:
+        straight = e.moved(x, lay.identity(len(shape)))
+        _write_reshape(e, out, straight.index, lay.plain(target), target)
+        return
+    layout = lay.plain(target, wanted[0] if wanted else _natural(e, x, target))
+    apart = [atom for axis in x.perm for atom in atoms.source[axis]]
+    together = [atom for axis in layout.perm for atom in atoms.target[axis]]
+    index = e.reshape(x.index, [atoms.sizes[atom] for atom in apart])
+    index = e.transpose(index, [apart.index(atom) for atom in together])
+    _write_reshape(e, out, index, layout, lay.stored_shape(layout))
+
+
+def _natural(e: Emitter, x: Stored, target: tuple[int, ...]) -> lay.Perm:
+    channels_last = x.perm == lay.channels_last(len(x.perm)) and len(x.perm) > 3
+    return lay.channels_last(len(target)) if channels_last and len(target) == 4 else lay.identity(len(target))
+
+
+def _write_reshape(e: Emitter, out: ir.Value, index: int, layout: Layout, shape: tuple[int, ...]) -> None:
+    if e.shape(index) == shape:
+        e.alias(out, Stored(index, layout))
+        return
+    result = e.result(out, layout, shape)
+    e.reshape(index, shape, out=result)
+    e.written(out, result, layout)
+
+
+def _only_gemms_read(value: ir.Value) -> bool:
+    """Whether the columns' order may be any, because it ends in weights that can be permuted as well."""
+    if len(shape_of(value)) != 2 or value.is_graph_output():
+        return False
+    uses = tuple(value.uses())
+    return bool(uses) and all(
+        (use.node.op_type == "Gemm" and use.idx == 0 and constant(use.node.inputs[1]) is not None)
+        or (use.node.op_type in _ONE_BY_ONE and _only_gemms_read(use.node.outputs[0]))
+        for use in uses
+    )
+
+
+_ONE_BY_ONE = frozenset({"Relu", "Sigmoid", "Tanh", "HardSwish", "Gelu", "LeakyRelu", "Elu", "Identity", "Dropout"})
+
+
+def expand(e: Emitter, node: ir.Node) -> None:
+    value, out = node.inputs[0], node.outputs[0]
+    assert value is not None
+    source, shape = shape_of(value), shape_of(out)
+    wide = (*(1,) * (len(shape) - len(source)), *source)
+    x = e.read(value)
+    if wide == shape:
+        e.alias(out, Stored(e.reshape(e.moved(x, lay.identity(len(source))).index, wide), lay.plain(wide)))
+        return
+    layout = lay.plain(shape, x.perm if len(source) == len(shape) else None)
+    index = x.index if len(source) == len(shape) else e.reshape(e.moved(x, lay.identity(len(source))).index, wide)
+    target = e.constant("shape", np.asarray(lay.stored_shape(layout), np.int32))
+    e.write(out, "BROADCAST_TO", (index, target), layout)
+
+
+def tile(e: Emitter, node: ir.Node) -> None:
+    value, repeats = node.inputs[0], constant_input(node, 1)
+    assert value is not None and repeats is not None
+    x = e.read(value)
+    layout = lay.plain(shape_of(node.outputs[0]), x.perm)
+    counts = e.constant("repeats", np.asarray([int(repeats[axis]) for axis in x.perm], np.int32))
+    e.write(node.outputs[0], "TILE", (x.index, counts), layout)
+
+
+# --- joining and taking apart
+
+
+def native_concat(e: Emitter, node: ir.Node) -> bool:
+    out = e.grid(node.outputs[0])
+    if out is None:
+        return False
+    grids = [e.grid(value) for value in node.inputs]
+    return all(
+        grid is not None and REQUANTIZE_RATIO[0] <= float(grid.scale / out.scale) <= REQUANTIZE_RATIO[1]
+        for grid in grids
+    )
+
+
+def concat(e: Emitter, node: ir.Node) -> None:
+    """CONCATENATION, nested where the delegate would refuse its length, of inputs on one grid."""
+    values = [value for value in node.inputs if value is not None]
+    out = node.outputs[0]
+    shape = shape_of(out)
+    layout = common_layout(e, values, out)
+    if not lay.is_plain(layout):
+        layout = lay.plain(shape)
+    axis = layout.perm.index(node.attributes.get_int("axis", 0) % len(shape))
+    parts = [
+        e.read(value, layout.perm).index if constant(value) is None or e.native else _constant_part(e, value, layout)
+        for value in values
+        if 0 not in shape_of(value)
+    ]
+    if e.native:
+        parts = [_on_grid(e, part, out) for part in parts]
+    while len(parts) > MOST_CONCATENATED:
+        head = parts[:MOST_CONCATENATED]
+        joined = [*e.shape(head[0])]
+        joined[axis] = sum(e.shape(part)[axis] for part in head)
+        parts = [e.step("CONCATENATION", head, joined, options("Concatenation", axis=axis), like=head[0])] + parts[
+            len(head) :
+        ]
+    if len(parts) == 1:
+        e.alias(out, Stored(parts[0], layout))
+        return
+    e.write(out, "CONCATENATION", parts, layout, options("Concatenation", axis=axis))
+
+
+def _constant_part(e: Emitter, value: ir.Value, layout: Layout) -> int:
+    array = constant(value)
+    assert array is not None
+    if e.scheme == "int8" and (grid := e.grid(value)) is not None:
+        array = grid.dequantize(grid.quantize(array))
+    return e.float_constant(value.name or "constant", np.ascontiguousarray(array.transpose(layout.perm)))
+
+
+def _on_grid(e: Emitter, index: int, out: ir.Value) -> int:
+    grid = e.grid(out)
+    record = e.model.tensors[index]
+    if grid is None or record.grid == (float(grid.scale), int(grid.zero_point)):
+        return index
+    moved = e.tensor(f"{record.name}/on_{out.name}", record.shape, "int8", grid=grid)
+    e.operator("QUANTIZE", (index,), (moved,))
+    return moved
+
+
+def split(e: Emitter, node: ir.Node) -> None:
+    value = node.inputs[0]
+    assert value is not None
+    x = e.read(value)
+    graph_axis = node.attributes.get_int("axis", 0) % len(shape_of(value))
+    axis = x.perm.index(graph_axis)
+    sizes = [shape_of(output)[graph_axis] for output in node.outputs]
+    layouts = [lay.plain(shape_of(output), x.perm) for output in node.outputs]
+    if len(set(sizes)) == 1 and 2 <= len(sizes) <= MOST_SPLITS:
+        indices = [e.result(out, layout) for out, layout in zip(node.outputs, layouts, strict=True)]
+        where = e.constant("axis", np.asarray(axis, np.int32))
+        e.operator("SPLIT", (where, x.index), indices, options("Split", numSplits=len(sizes)))
+        for out, index, layout in zip(node.outputs, indices, layouts, strict=True):
+            e.written(out, index, layout)
+        return
+    start = 0
+    for out, layout, size in zip(node.outputs, layouts, sizes, strict=True):
+        begins = [0] * len(x.perm)
+        begins[axis] = start
+        start += size
+        if out.uses() or out.is_graph_output():
+            _slice(e, out, x, begins, layout)
+
+
+def _slice(e: Emitter, out: ir.Value, x: Stored, begins: Sequence[int], layout: Layout) -> None:
+    """``out`` = as much as it holds of ``x``, from ``begins`` (in the file's order) on."""
+    shape = lay.stored_shape(layout)
+    if e.shape(x.index) == shape:
+        e.alias(out, Stored(x.index, layout))
+        return
+    begin, size = (e.constant(n, np.asarray(v, np.int32)) for n, v in (("begin", begins), ("size", shape)))
+    e.write(out, "SLICE", (x.index, begin, size), layout, options("Slice"))
+
+
+def check_slice(node: ir.Node) -> str | None:
+    given = [constant_input(node, index) for index in range(1, len(node.inputs)) if has_input(node, index)]
+    return "bounds that are computed" if any(array is None for array in given) else None
+
+
+def slice_(e: Emitter, node: ir.Node) -> None:
+    value, out = node.inputs[0], node.outputs[0]
+    assert value is not None
+    shape = shape_of(value)
+    starts, steps = _bounds(node, shape)
+    x = e.read(value)
+    if any(step < 0 for step in steps):
+        axes = [position for position, axis in enumerate(x.perm) if steps[axis] < 0]
+        for position in axes:
+            where = e.constant("axis", np.asarray([position], np.int32))
+            x = Stored(
+                e.step("REVERSE_V2", (x.index, where), e.shape(x.index), options("ReverseV2"), like=x.index), x.layout
+            )
+        starts = [
+            shape[a] - 1 - start if step < 0 else start
+            for a, (start, step) in enumerate(zip(starts, steps, strict=True))
+        ]
+        steps = [abs(step) for step in steps]
+    begins = [starts[axis] for axis in x.perm]
+    strides = [steps[axis] for axis in x.perm]
+    layout = lay.plain(shape_of(out), x.perm)
+    if all(stride == 1 for stride in strides):
+        _slice(e, out, x, begins, layout)
+    elif x.perm == lay.NHWC and strides[0] == strides[3] == 1 and strides[1] == strides[2]:
+        _spatial_stride(e, out, x, begins, strides[1])
+    else:
+        ends = [b + (n - 1) * s + 1 for b, n, s in zip(begins, lay.stored_shape(layout), strides, strict=True)]
+        inputs = [e.constant(name, np.asarray(values, np.int32)) for name, values in
+                  (("begin", begins), ("end", ends), ("stride", strides))]  # fmt: skip
+        e.write(out, "STRIDED_SLICE", (x.index, *inputs), layout, options("StridedSlice"))
+
+
+def _spatial_stride(e: Emitter, out: ir.Value, x: Stored, begins: Sequence[int], stride: int) -> None:
+    """Every ``stride``-th pixel, as a depthwise convolution with ones: exact, and the delegate takes it."""
+    shape = shape_of(out)
+    layout = lay.plain(shape, lay.NHWC)
+    n, h, w, c = lay.stored_shape(layout)
+    inner = (n, (h - 1) * stride + 1, (w - 1) * stride + 1, c)
+    index = x.index
+    if any(begins) or inner[1] + stride <= e.shape(index)[1] or inner[2] + stride <= e.shape(index)[2]:
+        begin, size = (e.constant(k, np.asarray(v, np.int32)) for k, v in (("begin", begins), ("size", inner)))
+        index = e.step("SLICE", (index, begin, size), inner, options("Slice"), like=index)
+    ones = (1, 1, 1, c)
+    if e.native:
+        grid = e.grid(out)
+        assert grid is not None
+        weight = e.tensor("ones", ones, "int8", data=np.ones(ones, np.int8), grid=one_grid(1.0))
+        zeros = one_grid(grid.scale)
+        bias = e.tensor("zeros", (c,), "int32", data=np.zeros(c, np.int32), grid=zeros)
+    else:
+        weight, bias = e.constant("ones", np.ones(ones, np.float32)), e.constant("zeros", np.zeros(c, np.float32))
+    settings = options("DepthwiseConv2D", padding=VALID, strideH=stride, strideW=stride, depthMultiplier=1)
+    e.write(out, "DEPTHWISE_CONV_2D", (index, weight, bias), layout, settings)
+
+
+def _bounds(node: ir.Node, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """First index and step per axis of a Slice."""
+    given = constant_input(node, 1)
+    assert given is not None
+    axes_given, steps_given = constant_input(node, 3), constant_input(node, 4)
+    axes = range(len(given)) if axes_given is None else [int(axis) % len(shape) for axis in axes_given]
+    starts, steps = [0] * len(shape), [1] * len(shape)
+    for position, axis in enumerate(axes):
+        step = 1 if steps_given is None else int(steps_given[position])
+        start, _, _ = slice(int(given[position]), None, step).indices(shape[axis])
+        starts[axis], steps[axis] = start, step
+    return starts, steps
+
+
+# --- Gather
+
+
+def check_gather(node: ir.Node) -> str | None:
+    if constant_input(node, 1) is None and len(shape_of(node.inputs[1])) > 1:
+        return "computed indices of more than one axis"
+    return None
+
+
+def gather(e: Emitter, node: ir.Node) -> None:
+    """SLICE for a run of indices, RESHAPE and TRANSPOSE for a shuffle, and GATHER for what is neither."""
+    value, out = node.inputs[0], node.outputs[0]
+    assert value is not None
+    shape = shape_of(value)
+    graph_axis = node.attributes.get_int("axis", 0) % len(shape)
+    indices = constant_input(node, 1)
+    if indices is None or indices.ndim > 1:
+        _gather(e, node, graph_axis, None if indices is None else indices)
+        return
+    flat = np.atleast_1d(indices).astype(np.int64) % shape[graph_axis]
+    x = e.read(value)
+    axis = x.perm.index(graph_axis)
+    kept = [*shape]
+    kept[graph_axis] = len(flat)
+    layout = lay.plain(kept, x.perm)
+    run = np.arange(flat[0], flat[0] + len(flat))
+    if np.array_equal(flat, run):
+        begins = [0] * len(shape)
+        begins[axis] = int(flat[0])
+        index = _sliced(e, x.index, begins, lay.stored_shape(layout))
+    elif (factor := _shuffle(flat, shape[graph_axis])) is not None:
+        index = _shuffled(e, x.index, axis, factor)
+    elif (stride := _regular(flat, shape[graph_axis])) is not None:
+        index = _every(e, x.index, axis, stride, int(flat[0]))
+    else:
+        where = e.constant("indices", flat.astype(np.int32))
+        index = e.step("GATHER", (x.index, where), lay.stored_shape(layout), options("Gather", axis=axis), like=x.index)
+    if indices.ndim == 0:
+        perm = tuple(a - (a > graph_axis) for a in x.perm if a != graph_axis)
+        layout = lay.plain(shape_of(out), perm)
+    _write_reshape(e, out, index, layout, lay.stored_shape(layout))
+
+
+def _gather(e: Emitter, node: ir.Node, axis: int, indices: Array | None) -> None:
+    value, out = node.inputs[0], node.outputs[0]
+    assert value is not None
+    x = e.read(value, lay.identity(len(shape_of(value))))
+    if indices is not None:
+        where = e.constant("indices", (indices % shape_of(value)[axis]).astype(np.int32))
+    else:
+        where = e.read(node.inputs[1]).index
+    e.write(out, "GATHER", (x.index, where), lay.plain(shape_of(out)), options("Gather", axis=axis))
+
+
+def _sliced(e: Emitter, index: int, begins: Sequence[int], shape: Sequence[int]) -> int:
+    if tuple(shape) == e.shape(index):
+        return index
+    begin, size = (e.constant(n, np.asarray(v, np.int32)) for n, v in (("begin", begins), ("size", shape)))
+    return e.step("SLICE", (index, begin, size), shape, options("Slice"), like=index)
+
+
+def _shuffle(indices: Array, size: int) -> int | None:
+    """g where the indices are those of a channel shuffle, ``(g, size/g)`` read column by column."""
+    if len(indices) != size or size < 4 or indices[0] != 0:
+        return None
+    step = int(indices[1])
+    if step < 2 or size % step:
+        return None
+    return size // step if np.array_equal(indices, np.arange(size).reshape(size // step, step).T.reshape(-1)) else None
+
+
+def _shuffled(e: Emitter, index: int, axis: int, groups: int) -> int:
+    shape = e.shape(index)
+    apart = (*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
+    order = [*range(axis), axis + 1, axis, *range(axis + 2, len(apart))]
+    return e.reshape(e.transpose(e.reshape(index, apart), order), shape)
+
+
+def _regular(indices: Array, size: int) -> int | None:
+    """s where the indices are every s-th of an axis that s divides."""
+    if len(indices) < 2:
+        return None
+    step = int(indices[1] - indices[0])
+    regular = step > 1 and size == step * len(indices) and indices[0] < step
+    return step if regular and np.array_equal(indices, np.arange(indices[0], size, step)) else None
+
+
+def _every(e: Emitter, index: int, axis: int, stride: int, first: int) -> int:
+    shape = e.shape(index)
+    apart = (*shape[:axis], shape[axis] // stride, stride, *shape[axis + 1 :])
+    index = e.reshape(index, apart)
+    begins = [0] * len(apart)
+    begins[axis + 1] = first
+    part = [*apart]
+    part[axis + 1] = 1
+    index = _sliced(e, index, begins, part)
+    return e.reshape(index, (*shape[:axis], shape[axis] // stride, *shape[axis + 1 :]))
+
+
+# --- Pad
+
+
+def check_pad(node: ir.Node) -> str | None:
+    if node.attributes.get_string("mode", "constant") not in ("constant", "reflect"):
+        return f"mode {node.attributes.get_string('mode', 'constant')}"
+    if constant_input(node, 1) is None:
+        return "pads that are computed"
+    return None
+
+
+def pad(e: Emitter, node: ir.Node) -> None:
+    value, out = node.inputs[0], node.outputs[0]
+    assert value is not None
+    shape = shape_of(value)
+    x = e.read(value)
+    given, axes_given = constant_input(node, 1), constant_input(node, 3)
+    assert given is not None
+    axes = range(len(shape)) if axes_given is None else [int(axis) % len(shape) for axis in axes_given]
+    pads = {axis: (0, 0) for axis in range(len(shape))}
+    for position, axis in enumerate(axes):
+        pads[axis] = int(given[position]), int(given[position + len(given) // 2])
+    if any(amount < 0 for pair in pads.values() for amount in pair):
+        begins = [max(0, -pads[axis][0]) for axis in x.perm]
+        sizes = [shape[a] - max(0, -pads[a][0]) - max(0, -pads[a][1]) for a in x.perm]
+        x = Stored(_sliced(e, x.index, begins, sizes), x.layout)
+        pads = {axis: (max(0, pair[0]), max(0, pair[1])) for axis, pair in pads.items()}
+    layout = lay.plain(shape_of(out), x.perm)
+    amounts = e.constant("pads", np.asarray([pads[axis] for axis in x.perm], np.int32))
+    if not any(amount for pair in pads.values() for amount in pair):
+        e.alias(out, Stored(x.index, layout))
+        return
+    if node.attributes.get_string("mode", "constant") == "reflect":
+        e.write(out, "MIRROR_PAD", (x.index, amounts), layout, options("MirrorPad", mode=0))
+        return
+    filler = constant_input(node, 2)
+    number = 0.0 if filler is None or not filler.size else float(filler.reshape(-1)[0])
+    if number == 0.0:
+        e.write(out, "PAD", (x.index, amounts), layout, options("Pad"))
+        return
+    if e.native:
+        grid = e.grid(out)
+        assert grid is not None
+        constant_value = e.tensor("filler", (1,), "int8", data=grid.quantize(np.asarray([number])), grid=grid)
+    else:
+        constant_value = e.constant("filler", np.asarray([number], np.float32))
+    e.write(out, "PADV2", (x.index, amounts, constant_value), layout, options("PadV2"))
+
+
+# --- MaxPool
+
+
+def check_max_pool(node: ir.Node) -> str | None:
+    if len(node.outputs) > 1:
+        return "the indices of the maxima"
+    if len(ints(node, "kernel_shape")) not in (1, 2):
+        return "a pool over other than 1 or 2 axes"
+    if any(dilation != 1 for dilation in ints(node, "dilations")):
+        return "a dilated pool"
+    return None
+
+
+def max_pool(e: Emitter, node: ir.Node) -> None:
+    """MAX_POOL_2D. Pads that are no SAME: zero where no value is below it, else the border's own values, which never win alone."""
+    value = node.inputs[0]
+    assert value is not None
+    window = Window(node, ints(node, "kernel_shape"))
+    x = read_spatial(e, value)
+    index, kind = x.index, window.kind
+    if kind is None:
+        kind = VALID
+        if _is_never_negative(e, value):
+            index = pad_zero(e, index, window.begins, window.ends)
+        else:
+            index = _pad_border(e, index, window.begins, window.ends)
+    settings = options(
+        "Pool2D", padding=kind, strideH=window.strides[0], strideW=window.strides[1],
+        filterHeight=window.kernel[0], filterWidth=window.kernel[1],
+    )  # fmt: skip
+    write_spatial(e, node.outputs[0], "MAX_POOL_2D", (index,), settings)
+
+
+def _is_never_negative(e: Emitter, value: ir.Value) -> bool:
+    """Whether real zero is the least that the tensor at hand can hold."""
+    grid = e.grid(value)
+    if e.native and grid is not None:
+        return int(grid.zero_point) == INT8_MIN
+    producer = value.producer()
+    if producer is None:
+        return False
+    if producer.op_type in ("Relu", "Sigmoid", "HardSigmoid", "Softmax"):
+        return True
+    if producer.op_type == "Clip":
+        return clip_bounds(producer)[0] >= 0
+    passes = producer.op_type in ("MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Reshape", "Transpose")
+    moving = producer.inputs if producer.op_type == "Concat" else producer.inputs[:1]
+    return passes and all(i is not None and constant(i) is None and _is_never_negative(e, i) for i in moving)
+
+
+def _pad_border(e: Emitter, index: int, begins: tuple[int, ...], ends: tuple[int, ...]) -> int:
+    """Rows and columns repeated at the border: every window that reads a copy reads its original as well."""
+    for axis, begin, end in zip((1, 2), begins, ends, strict=True):
+        shape = [*e.shape(index)]
+        line = [*shape]
+        line[axis] = 1
+        last = [0, 0, 0, 0]
+        last[axis] = shape[axis] - 1
+        parts = [_sliced(e, index, (0, 0, 0, 0), line)] * begin + [index] + [_sliced(e, index, last, line)] * end
+        while len(parts) > 1:
+            head = parts[:MOST_CONCATENATED]
+            shape[axis] = sum(e.shape(part)[axis] for part in head)
+            joined = e.step("CONCATENATION", head, shape, options("Concatenation", axis=axis), like=index)
+            parts = [joined, *parts[len(head) :]]
+        index = parts[0]
+    return index
+
+
+# --- pixels and channels
+
+
+def check_blocks(node: ir.Node) -> str | None:
+    return None if len(shape_of(node.inputs[0])) == 4 else "a rank other than 4"
+
+
+def depth_to_space(e: Emitter, node: ir.Node) -> None:
+    value, out = node.inputs[0], node.outputs[0]
+    block = node.attributes.get_int("blocksize", 1)
+    x = e.read(value, lay.NHWC)
+    layout = lay.plain(shape_of(out), lay.NHWC)
+    if node.attributes.get_string("mode", "DCR") == "DCR":
+        e.write(out, "DEPTH_TO_SPACE", (x.index,), layout, options("DepthToSpace", blockSize=block))
+        return
+    n, h, w, c = e.shape(x.index)
+    apart = e.reshape(x.index, (n, h, w, c // block**2, block, block))
+    index = e.transpose(apart, (0, 1, 4, 2, 5, 3))
+    _write_reshape(e, out, index, layout, lay.stored_shape(layout))
+
+
+def space_to_depth(e: Emitter, node: ir.Node) -> None:
+    x = e.read(node.inputs[0], lay.NHWC)
+    layout = lay.plain(shape_of(node.outputs[0]), lay.NHWC)
+    block = node.attributes.get_int("blocksize", 1)
+    e.write(node.outputs[0], "SPACE_TO_DEPTH", (x.index,), layout, options("SpaceToDepth", blockSize=block))
+
+
+def check_resize(node: ir.Node) -> str | None:
+    mode = node.attributes.get_string("mode", "nearest")
+    if len(shape_of(node.inputs[0])) != 4 or shape_of(node.inputs[0])[:2] != shape_of(node.outputs[0])[:2]:
+        return "resizing of other than height and width"
+    if mode not in ("nearest", "linear"):
+        return f"mode {mode}"
+    if mode == "linear" and _coordinates(node) not in (
+        "half_pixel",
+        "pytorch_half_pixel",
+        "align_corners",
+        "asymmetric",
+    ):
+        return f"coordinates {_coordinates(node)}"
+    if mode == "nearest" and _coordinates(node) == "tf_crop_and_resize":
+        return f"coordinates {_coordinates(node)}"
+    if node.attributes.get_int("antialias", 0):
+        return "antialiasing"
+    return None
+
+
+def _coordinates(node: ir.Node) -> str:
+    return node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+
+
+def resize(e: Emitter, node: ir.Node) -> None:
+    value, out = node.inputs[0], node.outputs[0]
+    assert value is not None
+    layout = lay.plain(shape_of(out), lay.NHWC)
+    x = e.read(value, lay.NHWC)
+    sizes, outs = shape_of(value)[2:], shape_of(out)[2:]
+    if sizes == outs:
+        e.alias(out, Stored(x.index, layout))
+        return
+    target = np.asarray(outs, np.int32)
+    if node.attributes.get_string("mode", "nearest") == "linear":
+        kind = _coordinates(node)
+        settings = options(
+            "ResizeBilinear", alignCorners=kind == "align_corners", halfPixelCenters="half_pixel" in kind
+        )
+        e.write(out, "RESIZE_BILINEAR", (x.index, e.constant("size", target)), layout, settings)
+        return
+    maps = [_nearest(node, axis, size, end) for axis, size, end in zip((2, 3), sizes, outs, strict=True)]
+    factor = outs[0] // sizes[0]
+    repeats = all(np.array_equal(m, np.arange(end) // factor) for m, end in zip(maps, outs, strict=True))
+    if repeats and factor in (2, 4, 8):
+        _write_doubled(e, out, x.index, layout, factor)
+        return
+    for half in (False, True):
+        if all(
+            np.array_equal(m, _tflite_nearest(size, end, half)) for m, size, end in zip(maps, sizes, outs, strict=True)
+        ):
+            settings = options("ResizeNearestNeighbor", alignCorners=False, halfPixelCenters=half)
+            e.write(out, "RESIZE_NEAREST_NEIGHBOR", (x.index, e.constant("size", target)), layout, settings)
+            return
+    n, _, w, c = e.shape(x.index)
+    rows, columns = (e.constant("indices", m.astype(np.int32)) for m in maps)
+    index = e.step("GATHER", (x.index, rows), (n, outs[0], w, c), options("Gather", axis=1), like=x.index)
+    e.write(out, "GATHER", (index, columns), layout, options("Gather", axis=2))
+
+
+def _write_doubled(e: Emitter, out: ir.Value, index: int, layout: Layout, factor: int) -> None:
+    """Nearest ×2 as four copies side by side and DEPTH_TO_SPACE: exact, and unlike RESIZE_NEAREST_NEIGHBOR delegated."""
+    while factor > 1:
+        n, h, w, c = e.shape(index)
+        copies = e.step("CONCATENATION", (index,) * 4, (n, h, w, 4 * c), options("Concatenation", axis=3), like=index)
+        settings = options("DepthToSpace", blockSize=2)
+        factor //= 2
+        if factor == 1:
+            e.write(out, "DEPTH_TO_SPACE", (copies,), layout, settings)
+        else:
+            index = e.step("DEPTH_TO_SPACE", (copies,), (n, 2 * h, 2 * w, c), settings, like=index)
+
+
+def _nearest(node: ir.Node, axis: int, size: int, out: int) -> Array:
+    """Which source line each output line copies (onnx/defs/tensor: Resize)."""
+    scales = constant_input(node, 2)
+    scale = float(scales[axis]) if scales is not None and scales.size else out / size
+    i = np.arange(out, dtype=np.float64)
+    kind = _coordinates(node)
+    if kind == "asymmetric":
+        at = i / scale
+    elif kind == "align_corners":
+        at = i * (size - 1) / (out - 1) if out > 1 else i * 0
+    elif kind == "pytorch_half_pixel" and out == 1:
+        at = i * 0 - 0.5
+    else:
+        at = (i + 0.5) / scale - 0.5
+    rounding = node.attributes.get_string("nearest_mode", "round_prefer_floor")
+    lines = {
+        "floor": np.floor(at), "ceil": np.ceil(at), "round_prefer_floor": np.ceil(at - 0.5),
+        "round_prefer_ceil": np.floor(at + 0.5),
+    }[rounding]  # fmt: skip
+    return np.clip(lines, 0, size - 1).astype(np.int64)
+
+
+def _tflite_nearest(size: int, out: int, half: bool) -> Array:
+    """Which line RESIZE_NEAREST_NEIGHBOR copies (tflite/kernels/internal/reference/resize_nearest_neighbor.h)."""
+    scale = np.float32(size) / np.float32(out)
+    i = np.arange(out, dtype=np.float32)
+    lines = np.floor((i + np.float32(0.5 if half else 0)) * scale)
+    copied: Array = np.clip(lines, 0, size - 1).astype(np.int64)
+    return copied
