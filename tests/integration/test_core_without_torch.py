@@ -63,10 +63,13 @@ def python(tmp_path_factory) -> Path:
     return folder / "bin" / "python"
 
 
-def run(python: Path, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(python), "-I", *arguments], capture_output=True, text=True, timeout=300, check=False, **options
-    )
+def run(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(python), "-I", *arguments], capture_output=True, text=True, timeout=300, check=False)
+
+
+def edgeopt(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as its console script starts it."""
+    return run(python, "-c", "import sys; from edgeopt.cli import main; sys.exit(main())", *arguments)
 
 
 @pytest.mark.parametrize("name", ["torch", "tensorflow", "onnxscript", "nncf", "sklearn", "pytest"])
@@ -102,15 +105,15 @@ def test_convert_works(python, tmp_path):
     samples = tmp_path / "samples.npz"
     np.savez(samples, image=random.normal(size=(16, 3, 16, 16)).astype(np.float32))
 
-    command = ["-m", "edgeopt", "convert", str(model), "--target", "onnx,tflite", "--scheme", "int8"]
-    done = run(python, *command, "--calibration", str(samples), "--out", str(tmp_path / "out"), "--json")
+    command = ["convert", str(model), "--target", "onnx,tflite", "--scheme", "int8", "--calibration", str(samples)]
+    done = edgeopt(python, *command, "--out", str(tmp_path / "out"), "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert {name: target["status"] for name, target in report["targets"].items()} == {"onnx": "ok", "tflite": "ok"}
 
 
 def test_a_missing_extra_is_named(python, quickstart, tmp_path):
-    done = run(python, "-m", "edgeopt", "convert", str(quickstart), "--out", str(tmp_path / "out"))
+    done = edgeopt(python, "convert", str(quickstart), "--out", str(tmp_path / "out"))
     assert done.returncode == 3, done.stderr
     assert "pip install 'edgeopt[torch]'" in done.stderr
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

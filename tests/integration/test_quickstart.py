@@ -1,0 +1,96 @@
+"""The first thing a newcomer runs: the quickstart, through the command line, on real images."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeopt.runtimes import litert, onnxruntime
+
+
+@pytest.fixture(scope="module")
+def out(quickstart, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("quickstart") / "out"
+    command = [str(Path(sys.executable).parent / "edgeopt"), "convert", str(quickstart), "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("onnx", "tflite", "int8", "L0", "L1", "L2"):
+        assert name in done.stdout, f"the table does not show {name}"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(out) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def evaluation(quickstart) -> dict[str, np.ndarray]:
+    with np.load(quickstart / "evaluation.npz") as stored:
+        return dict(stored)
+
+
+def test_the_images_are_disjoint_and_labelled(quickstart, evaluation):
+    with np.load(quickstart / "calibration.npz") as calibration:
+        assert set(calibration["labels"]) == set(evaluation["labels"]) == set(range(10))
+        both = {image.tobytes() for image in calibration["image"]} & {image.tobytes() for image in evaluation["image"]}
+    assert not both
+
+
+def test_the_weights_are_small(quickstart):
+    assert (quickstart / "model.safetensors").stat().st_size <= 500_000
+
+
+def test_both_targets_are_good(report):
+    assert report["exit_code"] == 0
+    assert {name: target["status"] for name, target in report["targets"].items()} == {"onnx": "ok", "tflite": "ok"}
+    assert not report["parity"]["L0"]["failures"]
+
+
+@pytest.mark.parametrize("name", ["onnx", "tflite"])
+def test_accuracy_stays(report, name):
+    metrics = report["targets"][name]["metrics"]
+    assert metrics["target"]["samples"] == 600
+    assert metrics["float"]["top1"] >= 0.98
+    assert abs(metrics["float"]["top1"] - metrics["target"]["top1"]) <= 0.005
+
+
+@pytest.mark.parametrize("name", ["onnx", "tflite"])
+def test_all_weighted_operators_are_int8(report, name):
+    realised = report["targets"][name]["realised"]
+    assert sum(realised["int8_ops"].values()) >= 12  # eleven convolutions and the classifier
+    assert not realised["float_ops"]
+    assert not realised["unasked_float"]
+    assert not realised["leftovers"]
+
+
+def test_both_files_carry_the_same_integers(report):
+    assert report["targets"]["onnx"]["identical_integers_with"] == ["tflite"]
+    assert report["targets"]["tflite"]["identical_integers_with"] == ["onnx"]
+
+
+@pytest.mark.parametrize("name", ["onnx", "tflite"])
+def test_parity_is_that_of_the_reference(report, name):
+    parity = report["targets"][name]["parity"]
+    assert parity["L1"]["sqnr_db"] >= 30
+    assert parity["L2"]["within_one_step"] >= 0.999
+    assert parity["L2"]["sqnr_db"] >= parity["L2"]["reference_sqnr_db"] - 0.5
+    assert not parity["L2"]["failures"]
+
+
+@pytest.mark.parametrize(("name", "runtime"), [("onnx", onnxruntime), ("tflite", litert)])
+def test_a_file_reads_digits_by_itself(out, report, evaluation, name, runtime):
+    """Without edgeopt's pipeline: load the file in its runtime and count right answers."""
+    target = report["targets"][name]
+    ((image, shape),) = ((one["name"], one["shape"]) for one in target["signature"]["inputs"])
+    with runtime.Session(out / target["path"]) as session:
+        # one channel: an image's bytes are the same in NCHW and NHWC
+        answers = [next(iter(session.run({image: one.reshape(shape)}).values())) for one in evaluation["image"]]
+    right = np.mean([answer.argmax() for answer in answers] == evaluation["labels"])
+    assert right == pytest.approx(target["metrics"]["target"]["top1"], abs=0.002)
