@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -113,16 +113,29 @@ def load(source: Path | bytes) -> ir.Model:
         ModelError: it is no ONNX model.
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    where = str(source) if isinstance(source, Path) else "ONNX model in memory"
+    proto = _read(source)
+    try:
+        return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ModelError(f"not a readable ONNX model: {error}", where=_where(source)) from error
+
+
+def _read(source: Path | bytes) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
     try:
         proto = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source)
-        if not proto.ByteSize() or not proto.graph.node:
-            raise ValueError("it holds no graph")
-        return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, DecodeError) as error:
-        raise ModelError(f"not a readable ONNX model: {error}", where=where) from error
+    except (OSError, ValueError, TypeError, DecodeError) as error:
+        raise ModelError(f"not a readable ONNX model: {error}", where=_where(source)) from error
+    if not proto.graph.node and not proto.graph.output:
+        raise ModelError("not an ONNX model: it holds no graph", where=_where(source))
+    return proto
+
+
+def _where(source: Path | bytes) -> str:
+    return str(source) if isinstance(source, Path) else "ONNX model in memory"
 
 
 def summarise(path: Path) -> OnnxSummary:
@@ -154,7 +167,7 @@ def summarise(path: Path) -> OnnxSummary:
         labels=tuple(json.loads(model.metadata_props.get(LABELS, "[]"))),
         io=tuple(
             Grid(tensor=name, dtype=grid.dtype, scale=(grid.scale,), zero_point=(grid.zero_point,))
-            for name, grid in io_grids(model).items()
+            for name, grid in io_grids(model.metadata_props).items()
         ),
     )
 
@@ -168,10 +181,19 @@ def spec(value: ir.Value) -> TensorSpec:
     )
 
 
-def io_grids(model: ir.Model) -> dict[str, IoGrid]:
-    """Grids of integer inputs and outputs, from the file's metadata."""
-    stored = json.loads(model.metadata_props.get(IO_QUANTIZATION, "{}"))
+def io_grids(metadata: Mapping[str, str]) -> dict[str, IoGrid]:
+    """Grids of integer inputs and outputs, from a file's metadata (``metadata``)."""
+    stored = json.loads(metadata.get(IO_QUANTIZATION, "{}"))
     return {name: IoGrid(**grid) for name, grid in stored.items()}
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The file's metadata properties.
+
+    Raises:
+        ModelError: it is no ONNX model.
+    """
+    return {prop.key: prop.value for prop in _read(path).metadata_props}
 
 
 def grids(model: ir.Model) -> tuple[Grid, ...]:
@@ -231,35 +253,63 @@ def precision_of(node: ir.Node) -> Precision:
     return "other" if node.op_type in MOVEMENT else "float32"
 
 
-def cut(source: Path | bytes, tensors: Iterable[str]) -> bytes:
-    """The file cut at ``tensors``: each is an output as it is produced, and what reads it reads a fresh input.
+@dataclass(frozen=True)
+class Cut:
+    """A model whose segments lie side by side.
 
-    For a tensor ``X`` of the table, the value is its integers ``X__q`` where the file has them, else ``X`` itself
-    (its last pair was dropped). Graph inputs and constants are left as they are.
+    Args:
+        data: the file.
+        produced: given name → output name: the tensor as its segment computes it.
+        consumed: given name → input name: the tensor as the next segments read it.
+        missing: given names that no computed tensor of the file carries.
+    """
 
-    Returns:
-        The cut file: outputs as before and one for each tensor, by the value's name; a fresh input for each that
-        something reads, by the value's name and ``FRESH_SUFFIX``. Optimised or not, each segment computes alone.
+    data: bytes
+    produced: Mapping[str, str]
+    consumed: Mapping[str, str]
+    missing: tuple[str, ...] = ()
+
+
+def cut(source: Path | bytes, names: Iterable[str]) -> Cut:
+    """Cut a model at tensors: each becomes an output, as produced, and a fresh input, as consumed.
+
+    So one run computes every segment on inputs of the caller's choice, and no error of one reaches another, whatever
+    a runtime fuses within a segment. For a tensor ``X`` of the table the place of the cut is its integers ``X__q``
+    where the file has them, else ``X`` itself (in float, if its last pair was dropped). Inputs and outputs of the
+    model stay; an input that itself is integers of the table is consumed under its own name.
+
+    Raises:
+        ModelError: it is no ONNX model.
     """
     model = load(source)
     graph = model.graph
     values = {value.name: value for node in graph for value in node.outputs}
-    outputs = {id(value) for value in graph.outputs}
-    for name in tensors:
+    inputs = {value.name: value for value in graph.inputs}
+    known = {id(value) for value in graph.outputs}
+    produced: dict[str, str] = {}
+    consumed: dict[str, str] = {}
+    missing: list[str] = []
+    for name in dict.fromkeys(names):
         value = values.get(name + INTEGERS_SUFFIX) or values.get(name)
-        if value is None:
+        if value is None or value.name is None:
+            given = inputs.get(name)
+            if given is not None and given.dtype != ir.DataType.FLOAT:
+                consumed[name] = name
+            else:
+                missing.append(name)
             continue
-        uses = list(value.uses())
-        if uses:
+        produced[name] = value.name
+        if uses := list(value.uses()):
             fresh = ir.Value(name=f"{value.name}{FRESH_SUFFIX}", type=value.type, shape=value.shape)
             for use in uses:
                 use.node.replace_input_with(use.idx, fresh)
             graph.inputs.append(fresh)
-        if id(value) not in outputs:
-            outputs.add(id(value))
+            consumed[name] = fresh.name or ""
+        if id(value) not in known:
+            known.add(id(value))
             graph.outputs.append(value)
     data: bytes = ir.to_proto(model).SerializeToString()
-    return data
+    return Cut(data, produced, consumed, tuple(missing))
 
 
 def _names(graph: ir.Graph) -> Sequence[str]:

@@ -1,0 +1,142 @@
+"""Runs any model file the way its source is called: source names, source layout, real numbers.
+
+Names, permutations and integer grids of an artifact are undone here, so that everything above compares like with like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeopt.errors import ModelError, TargetError
+from edgeopt.formats import onnx as onnx_format
+from edgeopt.types import Artifact
+
+Array = npt.NDArray[Any]
+Feed = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a file, and how to get from the source's array to the file's.
+
+    Args:
+        file_name: its name in the file.
+        dtype: numpy dtype name in the file.
+        shape: in the file.
+        scale: of its grid if it is integers of one, else None.
+        zero_point: of its grid.
+        permutation: of the source's axes in the file; None: as in the source.
+    """
+
+    file_name: str
+    dtype: str
+    shape: tuple[int, ...]
+    scale: float | None = None
+    zero_point: int = 0
+    permutation: tuple[int, ...] | None = None
+
+    def to_file(self, array: Array) -> Array:
+        if self.permutation is not None:
+            array = array.transpose(self.permutation)
+        if self.scale is not None and array.dtype.kind == "f":
+            limits = np.iinfo(self.dtype)
+            steps = np.rint(array.astype(np.float32) / np.float32(self.scale)) + self.zero_point
+            array = np.clip(steps, limits.min, limits.max)
+        return np.ascontiguousarray(array.astype(self.dtype, copy=False))
+
+    def to_source(self, array: Array) -> Array:
+        if self.scale is not None:
+            array = ((array.astype(np.int32) - self.zero_point) * np.float32(self.scale)).astype(np.float32)
+        if self.permutation is not None:
+            array = array.transpose(np.argsort(self.permutation))
+        return array
+
+
+class FileRunner:
+    """A model file on its own runtime."""
+
+    def __init__(self, session: Any, label: str, inputs: Mapping[str, Port], outputs: Mapping[str, Port]) -> None:
+        self._session = session
+        self.label = label
+        self.input_ports = dict(inputs)
+        self.output_ports = dict(outputs)
+
+    def run(self, samples: Iterable[Feed]) -> Iterator[dict[str, Array]]:
+        """Outputs by source name, one dictionary per sample: what a frontend's ``Source`` does."""
+        return map(self.call, samples)
+
+    def call(self, feed: Feed) -> dict[str, Array]:
+        """Outputs of one sample by source name. ValueError if an input is missing or does not fit."""
+        if missing := [name for name in self.input_ports if name not in feed]:
+            raise ValueError(f"no array for input {', '.join(missing)}; given: {', '.join(feed)}")
+        given = {port.file_name: port.to_file(feed[name]) for name, port in self.input_ports.items()}
+        made = self._session.run(given)
+        return {name: port.to_source(made[port.file_name]) for name, port in self.output_ports.items()}
+
+
+@contextmanager
+def open_file(
+    path: Path, artifact: Artifact | None = None, *, threads: int = 1, accelerated: bool = True
+) -> Iterator[FileRunner]:
+    """An ``.onnx`` or ``.tflite`` file, to be called as its source is.
+
+    Args:
+        path: the file.
+        artifact: what edgeopt knows of it: source names and permutations. Without it names are the file's own.
+        threads: fixed, so that results repeat.
+        accelerated: graph optimisations (ONNX Runtime) or the XNNPACK delegate (LiteRT) on.
+
+    Raises:
+        ModelError: neither format.
+        TargetError: the runtime refuses the file.
+    """
+    session: Any
+    many = f"{threads} thread{'s' * (threads > 1)}"
+    try:
+        if path.suffix == ".onnx":
+            from edgeopt.runtimes import onnxruntime
+
+            session = onnxruntime.Session(path, threads=threads, optimize=accelerated)
+            how = "CPU" if accelerated else "CPU, optimisations off"
+            label = f"ONNX Runtime {onnxruntime.version()}, {how}, {many}"
+        elif path.suffix == ".tflite":
+            from edgeopt.runtimes import litert
+
+            session = litert.Session(path, threads=threads, delegate=accelerated)
+            label = f"LiteRT {litert.version()}, {'XNNPACK' if accelerated else 'built-in kernels'}, {many}"
+        else:
+            hint = "an .onnx or a .tflite file is needed"
+            raise ModelError(f"cannot run '{path.suffix or path.name}' files", where=str(path), hint=hint)
+    except ValueError as error:
+        raise TargetError(f"the runtime refuses the file: {error}", where=str(path)) from error
+    with session:
+        yield FileRunner(session, label, *bind_ports(path, session, artifact))
+
+
+def bind_ports(path: Path, session: Any, artifact: Artifact | None) -> tuple[dict[str, Port], dict[str, Port]]:
+    """Inputs and outputs of a session by source name; grids from the file, permutations from ``artifact``."""
+    names = artifact.names if artifact is not None else {}
+    layouts = artifact.layouts if artifact is not None else {}
+    source_names = {theirs: ours for ours, theirs in names.items()}
+    grids = onnx_format.io_grids(onnx_format.metadata(path)) if path.suffix == ".onnx" else {}
+
+    def ports(found: Mapping[str, Any]) -> dict[str, Port]:
+        bound = {}
+        for file_name, info in found.items():
+            name = source_names.get(file_name, file_name)
+            dtype, shape = info if isinstance(info, tuple) else (info.dtype, info.shape)
+            scale, zero_point = None, 0
+            if dtype in ("int8", "uint8"):
+                grid = grids.get(file_name) if isinstance(info, tuple) else info
+                scale, zero_point = (grid.scale, grid.zero_point) if grid is not None else (None, 0)
+            bound[name] = Port(file_name, dtype, tuple(shape), scale, zero_point, layouts.get(name))
+        return bound
+
+    return ports(session.inputs), ports(session.outputs)
