@@ -6,8 +6,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3,$(shell $(name) -c 'impo
 BIN := $(VENV)/bin
 
 # one place for exact versions, also of what builds the package: older pips read the first for that, newer the second
-export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
-export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test venv lint types floors tests clean
