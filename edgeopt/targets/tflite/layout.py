@@ -138,14 +138,13 @@ def _runs(shape: Sequence[int], sizes: list[int]) -> list[list[int]]:
     return runs
 
 
-def completed(order: Sequence[int], shape: Sequence[int], preferred: Sequence[Perm]) -> Perm:
-    """A whole perm from the order of the axes larger than 1; axes of size 1 go where a preferred perm has them."""
+def completed(order: Sequence[int], shape: Sequence[int], preferred: Sequence[Perm] = ()) -> tuple[Perm, ...]:
+    """Whole perms in which the axes larger than 1 stand in ``order``, best first: preferred ones, then usual ones."""
     rank = len(shape)
-    for perm in (*preferred, channels_last(rank), identity(rank)):
-        if [axis for axis in perm if shape[axis] != 1] == list(order):
-            return perm
+    usual = (NHWC, identity(4)) if rank == 4 else (identity(rank), channels_last(rank))
     ones = [axis for axis in range(rank) if shape[axis] == 1]
-    return (*ones, *order)
+    fits = [perm for perm in (*preferred, *usual) if [axis for axis in perm if shape[axis] != 1] == list(order)]
+    return tuple(dict.fromkeys((*fits, (*ones, *order))))
 
 
 # --- what consumers want
@@ -220,12 +219,12 @@ def _through_reshape(shape: tuple[int, ...], target: tuple[int, ...], behind: Se
     atoms = Atoms.of(shape, target)
     if atoms is None:
         return ()
-    perms = []
+    perms: list[Perm] = []
     for perm in behind:
         order = atoms.through(perm, backwards=True)
         if order is not None:
-            perms.append(completed(order, shape, ()))
-    return tuple(perms)
+            perms.extend(completed(order, shape))
+    return tuple(dict.fromkeys(perms))
 
 
 def _with_last(axis: int, rank: int) -> Perm:

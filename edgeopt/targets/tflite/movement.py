@@ -68,7 +68,7 @@ def reshape(e: Emitter, node: ir.Node) -> None:
         _write_reshape(e, out, x.index, layout, target)
         return
     if order is not None:
-        layout = lay.plain(target, lay.completed(order, target, wanted))
+        layout = lay.plain(target, lay.completed(order, target, wanted)[0])
         _write_reshape(e, out, x.index, layout, lay.stored_shape(layout))
         return
     if atoms is None:
@@ -170,9 +170,8 @@ def concat(e: Emitter, node: ir.Node) -> None:
         head = parts[:MOST_CONCATENATED]
         joined = [*e.shape(head[0])]
         joined[axis] = sum(e.shape(part)[axis] for part in head)
-        parts = [e.step("CONCATENATION", head, joined, options("Concatenation", axis=axis), like=head[0])] + parts[
-            len(head) :
-        ]
+        first = e.step("CONCATENATION", head, joined, options("Concatenation", axis=axis), like=head[0])
+        parts = [first, *parts[len(head) :]]
     if len(parts) == 1:
         e.alias(out, Stored(parts[0], layout))
         return
@@ -423,7 +422,7 @@ def pad(e: Emitter, node: ir.Node) -> None:
     given, axes_given = constant_input(node, 1), constant_input(node, 3)
     assert given is not None
     axes = range(len(shape)) if axes_given is None else [int(axis) % len(shape) for axis in axes_given]
-    pads = {axis: (0, 0) for axis in range(len(shape))}
+    pads = dict.fromkeys(range(len(shape)), (0, 0))
     for position, axis in enumerate(axes):
         pads[axis] = int(given[position]), int(given[position + len(given) // 2])
     if any(amount < 0 for pair in pads.values() for amount in pair):
@@ -467,7 +466,7 @@ def check_max_pool(node: ir.Node) -> str | None:
 
 
 def max_pool(e: Emitter, node: ir.Node) -> None:
-    """MAX_POOL_2D. Pads that are no SAME: zero where no value is below it, else the border's own values, which never win alone."""
+    """MAX_POOL_2D. Pads that are no SAME: zero where no value is below it, else copies of the border's own values."""
     value = node.inputs[0]
     assert value is not None
     window = Window(node, ints(node, "kernel_shape"))
@@ -610,7 +609,7 @@ def resize(e: Emitter, node: ir.Node) -> None:
 
 
 def _write_doubled(e: Emitter, out: ir.Value, index: int, layout: Layout, factor: int) -> None:
-    """Nearest ×2 as four copies side by side and DEPTH_TO_SPACE: exact, and unlike RESIZE_NEAREST_NEIGHBOR delegated."""
+    """Nearest ×2 as four copies and DEPTH_TO_SPACE: exact, and unlike RESIZE_NEAREST_NEIGHBOR delegated."""
     while factor > 1:
         n, h, w, c = e.shape(index)
         copies = e.step("CONCATENATION", (index,) * 4, (n, h, w, 4 * c), options("Concatenation", axis=3), like=index)

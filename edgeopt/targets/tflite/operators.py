@@ -137,7 +137,7 @@ def check(graph: ir.Graph) -> None:
             raise UnsupportedOperator(
                 f"operator {node.op_type} cannot be written to TFLite: {reason}",
                 where=_where(node),
-                hint="Write it in other operators, or move it out of the model, before or behind what runs on the device.",
+                hint="Write it in other operators, or move it out of the model, before or behind it on the device.",
             )
 
 

@@ -107,7 +107,7 @@ def native_average_pool(e: Emitter, node: ir.Node) -> bool:
 
 
 def average_pool(e: Emitter, node: ir.Node) -> None:
-    """AVERAGE_POOL_2D; on integers, which the delegate does not pool, a depthwise convolution with ones of scale 1/n."""
+    """AVERAGE_POOL_2D; on integers, which the delegate does not take, a depthwise convolution with ones."""
     value, out = node.inputs[0], node.outputs[0]
     window = Window(node, ints(node, "kernel_shape"))
     x = read_spatial(e, value)
@@ -115,7 +115,7 @@ def average_pool(e: Emitter, node: ir.Node) -> None:
     counted = _counts_padding(node, window)
     if counted and kind != VALID:
         index, kind = pad_zero(e, index, window.begins, window.ends), VALID
-    strides = dict(strideH=window.strides[0], strideW=window.strides[1])
+    strides = {"strideH": window.strides[0], "strideW": window.strides[1]}
     if e.native:
         grid = e.grid(value)
         assert grid is not None

@@ -30,9 +30,9 @@ def native_weighted(e: Emitter, node: ir.Node) -> bool:
 # --- padding
 
 
-def used_padding(size: int, out: int, kernel: int, stride: int, dilation: int, begin: int) -> int:
+def used_padding(size: int, out: int, extent: int, stride: int, begin: int) -> int:
     """Padding at the end that some window really reads: what ONNX names may be more, and with ceil_mode less."""
-    return max(0, (out - 1) * stride + (kernel - 1) * dilation + 1 - size - begin)
+    return max(0, (out - 1) * stride + extent - size - begin)
 
 
 def padding_kind(begins: tuple[int, ...], ends: tuple[int, ...], sizes: tuple[int, ...], outs: tuple[int, ...],
@@ -72,10 +72,9 @@ class Window:
         self.dilations = _two(ints(node, "dilations", (1,) * rank))
         self.sizes, self.outs = _two(sizes), _two(outs)
         self.begins = _two(pads[:rank], 0)
-        self.ends = tuple(
-            used_padding(*parts)
-            for parts in zip(self.sizes, self.outs, self.kernel, self.strides, self.dilations, self.begins, strict=True)
-        )
+        extents = [(size - 1) * dilation + 1 for size, dilation in zip(self.kernel, self.dilations, strict=True)]
+        parts = zip(self.sizes, self.outs, extents, self.strides, self.begins, strict=True)
+        self.ends = tuple(used_padding(*part) for part in parts)
 
     @property
     def kind(self) -> int | None:
@@ -138,10 +137,11 @@ def conv(e: Emitter, node: ir.Node) -> None:
         stored = e.weight(node, weight, 0, lambda w: _as_2d(w).transpose(0, 2, 3, 1))
     bias = e.bias(node, weight.shape[0], x, stored)
     activation, value = e.fused(node)
-    settings = dict(
-        padding=kind, strideH=window.strides[0], strideW=window.strides[1], dilationHFactor=window.dilations[0],
-        dilationWFactor=window.dilations[1], fusedActivationFunction=activation,
-    )  # fmt: skip
+    settings = {
+        "padding": kind, "strideH": window.strides[0], "strideW": window.strides[1],
+        "dilationHFactor": window.dilations[0], "dilationWFactor": window.dilations[1],
+        "fusedActivationFunction": activation,
+    }  # fmt: skip
     if depthwise:
         settings["depthMultiplier"] = weight.shape[0] // channels
         write_spatial(e, value, "DEPTHWISE_CONV_2D", (source, stored, bias), options("DepthwiseConv2D", **settings))
@@ -187,7 +187,7 @@ def conv_transpose(e: Emitter, node: ir.Node) -> None:
         max(0, (size - 1) * stride + k - out - begin)
         for size, stride, k, out, begin in zip(sizes, strides, kernel, outs, begins, strict=True)
     )
-    settings = dict(strideH=strides[0], strideW=strides[1], fusedActivationFunction=activation)
+    settings = {"strideH": strides[0], "strideW": strides[1], "fusedActivationFunction": activation}
     kind = padding_kind(begins, ends, outs, tuple(sizes), strides)
     if kind is not None:
         shape = e.constant("shape", np.asarray((e.shape(x.index)[0], *outs, channels), np.int32))
