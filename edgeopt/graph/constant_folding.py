@@ -76,7 +76,8 @@ def _fold_once(graph: ir.Graph) -> bool:
         for value in node.outputs:
             wanted = value.is_graph_output() or any(user.node not in folded for user in value.uses())
             if value in known and wanted:
-                replace(value, add_initializer(graph, value.name or "constant", known[value]))
+                name = f"{value.name}_value" if value.is_graph_output() else value.name or "constant"
+                replace(value, add_initializer(graph, name, known[value]))
     for node in reversed(folded):
         if not any(value.uses() for value in node.outputs):
             graph.remove(node, safe=True)

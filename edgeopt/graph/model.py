@@ -92,16 +92,24 @@ def set_constant(node: ir.Node, index: int, array: Array, base: str) -> None:
 
     The constant's name stays where this node is its only reader, so that weights are still called as in the source.
     """
-    graph, old = node.graph, node.inputs[index] if index < len(node.inputs) else None
+    graph = node.graph
     assert isinstance(graph, ir.Graph)
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
-    if old is not None and constant(old) is not None:
-        base = old.name or base
-        if only_user(old) is node:
-            node.replace_input_with(index, None)
-            del graph.initializers[base]
+    if constant(node.inputs[index]) is not None:
+        base = release_constant(node, index)
     node.replace_input_with(index, add_initializer(graph, base, array))
+
+
+def release_constant(node: ir.Node, index: int) -> str:
+    """Take a constant from a node, and from the graph if no other node reads it; returns its name, free for another."""
+    graph, value = node.graph, node.inputs[index]
+    assert isinstance(graph, ir.Graph) and value is not None and value.name is not None
+    is_last = only_user(value) is node
+    node.replace_input_with(index, None)
+    if is_last:
+        del graph.initializers[value.name]
+    return value.name
 
 
 def insert_before(
@@ -216,8 +224,8 @@ def infer_shapes(model: ir.Model) -> None:
         for value in node.outputs:
             if (info := found.get(value.name or "")) is not None:
                 inferred = ir.serde.deserialize_value_info_proto(info, None)
-                value.type = inferred.type or value.type
-                value.shape = inferred.shape or value.shape
+                value.type = inferred.type if inferred.type is not None else value.type
+                value.shape = inferred.shape if inferred.shape is not None else value.shape
 
 
 def open_values(model: ir.Model) -> list[ir.Value]:

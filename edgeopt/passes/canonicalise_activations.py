@@ -48,10 +48,7 @@ def _replace_by(node: ir.Node, op_type: str, source: ir.Value, attributes: dict[
 
 
 def _clip(node: ir.Node) -> None:
-    low, high = (
-        (scalar(node.inputs[i]) if len(node.inputs) > i and node.inputs[i] is not None else bound)
-        for i, bound in ((1, -math.inf), (2, math.inf))
-    )
+    low, high = _bounds(node)
     source = node.inputs[0]
     if low is None or high is None or source is None:
         return
@@ -63,6 +60,17 @@ def _clip(node: ir.Node) -> None:
         origin, slope, offset = line
         if slope != 1 or offset != 0:
             _replace_by(node, "HardSigmoid", origin, {"alpha": slope, "beta": offset})
+
+
+def _bounds(node: ir.Node) -> tuple[float | None, float | None]:
+    """Low and high of a Clip or Relu; None for a bound that is no constant."""
+    if node.op_type == "Relu":
+        return 0.0, math.inf
+    low, high = (
+        (scalar(node.inputs[index]) if len(node.inputs) > index and node.inputs[index] is not None else open_end)
+        for index, open_end in ((1, -math.inf), (2, math.inf))
+    )
+    return low, high
 
 
 def _line(value: ir.Value) -> tuple[ir.Value, float, float] | None:
@@ -93,9 +101,8 @@ def _bound(node: ir.Node) -> None:
         return
     low, high = (number, math.inf) if node.op_type == "Max" else (-math.inf, number)
     inner = source.producer()
-    if inner is not None and inner.op_type == "Clip" and only_user(source) is node:
-        inner_low = scalar(inner.inputs[1]) if len(inner.inputs) > 1 and inner.inputs[1] is not None else -math.inf
-        inner_high = scalar(inner.inputs[2]) if len(inner.inputs) > 2 and inner.inputs[2] is not None else math.inf
+    if inner is not None and inner.op_type in {"Clip", "Relu"} and only_user(source) is node:
+        inner_low, inner_high = _bounds(inner)
         if inner_low is not None and inner_high is not None and max(low, inner_low) <= min(high, inner_high):
             low, high, source = max(low, inner_low), min(high, inner_high), _value(inner.inputs[0])
     output = node.outputs[0]

@@ -15,6 +15,7 @@ from edgeopt.graph.model import (
     constant,
     insert_before,
     only_user,
+    release_constant,
     remove_unused,
     replace,
     reshape_before,
@@ -39,7 +40,7 @@ class CanonicaliseLinear(Pass):
 
     def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:
         for rules in (_TO_GEMM, _HEADS):
-            for node in list(graph.model.graph):
+            for node in reversed(list(graph.model.graph)):  # a head's Reshape moves up from Conv to Conv
                 if node.domain in ("", "ai.onnx") and (rule := rules.get(node.op_type)) is not None:
                     rule(node)
             remove_unused(graph.model.graph)
@@ -71,33 +72,30 @@ def _matmul(node: ir.Node) -> None:
 def _to_gemm(node: ir.Node, source: ir.Value, weight: Array, output: ir.Value) -> None:
     """y = x · W (+ b): the last axis of x is K, all others are rows."""
     outer = weight.shape[1]
-    bias, last = np.zeros(outer, np.float32), node
+    bias: Array = np.zeros(outer, np.float32)
+    bias_name, last = f"{node.name}_bias", node
     user = only_user(output)
     if user is not None and user.op_type == "Add" and shape(user.outputs[0]) == shape(output):
-        other = user.inputs[1] if user.inputs[0] is output else user.inputs[0]
-        if (
-            (array := constant(other)) is not None
-            and array.size in (1, outer)
-            and (array.shape or (1,))[-1] == array.size
-        ):
+        index = 1 if user.inputs[0] is output else 0
+        array = constant(user.inputs[index])
+        if array is not None and array.size in (1, outer) and (array.shape or (1,))[-1] == array.size:
             bias, last = np.broadcast_to(array.reshape(-1), (outer,)), user
-            output = user.outputs[0]
-    weight_name = _value(node.inputs[1]).name or "weight"
-    bias_name = f"{node.name}_bias"
-    if last is not node:
-        bias_name = next(v.name for v in last.inputs if v is not None and constant(v) is not None) or bias_name
-    _write_gemm(last, source, output, {weight_name: weight.T, bias_name: bias})
+            bias_name, output = release_constant(user, index), user.outputs[0]
+    weight_name = release_constant(node, 1)
+    _write_gemm(last, source, output, {weight_name: weight.T, bias_name: bias}, node.name)
 
 
-def _write_gemm(node: ir.Node, source: ir.Value, output: ir.Value, operands: Mapping[str, Array]) -> None:
+def _write_gemm(
+    node: ir.Node, source: ir.Value, output: ir.Value, operands: Mapping[str, Array], name: str | None
+) -> None:
     """Gemm before ``node``, read instead of ``output``; operands are weight (N, K) and bias (N) by name."""
     graph, sizes = _graph(node), shape(source)
     outer, inner = next(iter(operands.values())).shape
     rows = int(np.prod(sizes[:-1], dtype=np.int64))
     if len(sizes) != 2:
-        source = reshape_before(node, source, (rows, inner), name=f"{node.name}_rows")
+        source = reshape_before(node, source, (rows, inner), name=f"{name}_rows")
     constants = [
-        add_initializer(graph, name, np.ascontiguousarray(array, np.float32)) for name, array in operands.items()
+        add_initializer(graph, key, np.ascontiguousarray(array, np.float32)) for key, array in operands.items()
     ]
     result = insert_before(
         node,
@@ -106,10 +104,10 @@ def _write_gemm(node: ir.Node, source: ir.Value, output: ir.Value, operands: Map
         {"transB": 1},
         output_shape=(rows, outer),
         like=output,
-        name=node.name,
+        name=name,
     )
     if shape(output) != (rows, outer):
-        result = reshape_before(node, result, shape(output), name=f"{node.name}_unrow")
+        result = reshape_before(node, result, shape(output), name=f"{name}_unrow")
     replace(output, result)
 
 
@@ -152,6 +150,8 @@ def set_constant_zero_bias(node: ir.Node, channels: int) -> None:
 
 def _add_behind(node: ir.Node, third: ir.Value, beta: float, sizes: tuple[int, ...]) -> None:
     graph, output = _graph(node), node.outputs[0]
+    if (array := constant(third)) is not None and beta != 1:
+        third, beta = add_initializer(graph, f"{node.name}_c", (array * np.float32(beta)).astype(np.float32)), 1.0
     product = insert_before(
         node,
         node.op_type,
@@ -252,21 +252,19 @@ def _head(node: ir.Node) -> None:
     if weight is None or bias is None:
         return
     flat = reshape_before(node, source, sizes[:2], name=f"{node.name}_flatten")
+    operands = [
+        add_initializer(_graph(node), release_constant(node, index), array)
+        for index, array in ((1, weight.reshape(weight.shape[:2])), (2, bias))
+    ]
     gemm = insert_before(
         node,
         "Gemm",
-        [flat, node.inputs[1], node.inputs[2]],
+        [flat, *operands],
         {"transB": 1},
         output_shape=results[:2],
         like=output,
         name=node.name,
     )
-    new = _value(gemm).producer()
-    assert new is not None
-    for index, value in ((1, node.inputs[1]), (2, node.inputs[2])):
-        node.replace_input_with(index, None)
-        array = weight.reshape(weight.shape[:2]) if index == 1 else bias
-        set_constant(new, index, array, _value(value).name or "weight")
     result = gemm
     for link in chain:
         rest = list(link.inputs[1:])
@@ -280,6 +278,7 @@ def _head(node: ir.Node) -> None:
             name=link.name,
         )
     replace(user.outputs[0], result)
+    _graph(node).remove([node, *chain, user], safe=True)  # so that the next Conv sees its only reader
 
 
 _TO_GEMM: dict[str, Callable[[ir.Node], None]] = {

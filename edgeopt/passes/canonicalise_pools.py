@@ -73,10 +73,13 @@ def _explicit_window(node: ir.Node) -> None:
             max((m - 1) * s + r - (n + pads[axis] + pads[axis + rank]), 0)
             for axis, (n, m, s, r) in enumerate(zip(sizes, results, strides, reach, strict=True))
         ]
-        if any(short) and (node.op_type != "MaxPool" and node.attributes.get_int("count_include_pad", 0) == 1):
-            return  # windows beyond the padding are not counted, those in it are: no pads say this
-        pads[rank:] = [pad + more for pad, more in zip(pads[rank:], short, strict=True)]
-        node.attributes.add(ir.AttrInt64("ceil_mode", 0))
+        longer = [pad + more for pad, more in zip(pads[rank:], short, strict=True)]
+        # an average that counts its padding does not count what lies beyond it, and no runtime takes a window that
+        # lies in the padding alone: these two keep their ceil_mode
+        counts_padding = node.op_type != "MaxPool" and node.attributes.get_int("count_include_pad", 0) == 1
+        if not (any(short) and counts_padding) and all(pad < k for pad, k in zip(longer, kernel, strict=True)):
+            pads[rank:] = longer
+            node.attributes.pop("ceil_mode")
     for name, value in (("kernel_shape", kernel), ("strides", strides), ("dilations", dilations), ("pads", pads)):
         node.attributes.add(ir.AttrInt64s(name, list(value)))
     node.attributes.pop("auto_pad", None)
@@ -130,7 +133,7 @@ def _zero_pads(pad: ir.Node) -> list[int] | None:
 def _reduce_mean(node: ir.Node) -> None:
     sizes = shape(node.inputs[0])
     axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    if len(sizes) < 3 or axes is None or {int(a) % len(sizes) for a in axes} != set(range(2, len(sizes))):
+    if len(sizes) != 4 or axes is None or {int(axis) % 4 for axis in axes} != {2, 3}:
         return
     _to_global(node)
 
@@ -138,7 +141,8 @@ def _reduce_mean(node: ir.Node) -> None:
 def _average_pool(node: ir.Node) -> None:
     _absorb_pad(node)
     sizes = shape(node.inputs[0])[2:]
-    if tuple(node.attributes.get_ints("kernel_shape", ())) != sizes or any(node.attributes.get_ints("pads", ())):
+    kernel, pads = node.attributes.get_ints("kernel_shape", ()), node.attributes.get_ints("pads", ())
+    if len(sizes) != 2 or tuple(kernel) != sizes or any(pads):
         return
     if all(d == 1 for d in shape(node.outputs[0])[2:]) and set(node.attributes.get_ints("dilations", (1,))) <= {1}:
         _to_global(node)
