@@ -24,12 +24,13 @@ IMAGES = (200, 2000)
 
 RECIPE = """\
 edgeopt: 1
+effort: {effort}
 model: {{onnx: {model}, inputs: {{x: [1, 3, 224, 224]}}}}
 preprocess: {{crop: 224, color: rgb, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}}
 data:
   calibration: {{images: {images}, limit: {count}}}
 passes:
-  - {{use: quantize, scheme: int8, effort: {effort}}}
+  - {{use: quantize, scheme: int8}}
 targets:
   onnx: {{}}
   tflite: {{}}

@@ -1,4 +1,4 @@
-"""The four trained models of the benchmarks, with their images as the float model takes them.
+"""The trained models of the benchmarks, with their images as the float model takes them.
 
 Calibration and evaluation images are disjoint. Every tool is given the same calibration array.
 """
@@ -32,7 +32,7 @@ class TrainedModel:
     """One model: its float ONNX file and functions that load its images.
 
     `calibration()` is (n, C, H, W) float32. `evaluation()` is the same and its labels: (n,) int64 class indices, or for
-    a detector a list of `Boxes`.
+    a detector a list of `Boxes`. With `labelled` False there are none: only SQNR can be told.
     """
 
     name: str
@@ -42,6 +42,7 @@ class TrainedModel:
     calibration: Callable[[], np.ndarray]
     evaluation: Callable[[], tuple[np.ndarray, np.ndarray | list[Boxes]]]
     detector: bool = False
+    labelled: bool = True
 
 
 def centre_crop(image: Image.Image, size: int) -> np.ndarray:
@@ -82,7 +83,7 @@ def coco(folder: Path, part: int, size: int) -> tuple[np.ndarray, list[Boxes]]:
     images, truth = [], []
     for path in sorted((folder / "images").glob("*.jpg"))[part::2]:
         pixels = np.asarray(Image.open(path).convert("RGB"), np.float32)[..., ::-1]
-        images.append(resize_bilinear(pixels, size).transpose(2, 0, 1))
+        images.append(resize_bilinear(pixels, size, size).transpose(2, 0, 1))
         labels = folder / "labels" / f"{path.stem}.txt"  # absent: nothing to be found on that image
         text = labels.read_text().split() if labels.is_file() else []
         rows = np.array(text, np.float64).reshape(-1, 5)
@@ -91,13 +92,13 @@ def coco(folder: Path, part: int, size: int) -> tuple[np.ndarray, list[Boxes]]:
     return np.stack(images) / np.float32(255), truth
 
 
-def resize_bilinear(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(h, w, c) to (size, size, c), float32: two-tap bilinear between half-pixel centres, without smoothing before.
+def resize_bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(h, w, c) to (height, width, c), float32: two-tap bilinear between half-pixel centres, without smoothing before.
 
     What OpenCV's INTER_LINEAR does and this detector was trained with; Pillow's filter widens when it shrinks an image.
     Rounded to whole pixels, as a camera pipeline has them.
     """
-    for axis in (0, 1):
+    for axis, size in enumerate((height, width)):
         length = pixels.shape[axis]
         at = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
         low = np.minimum(at.astype(int), length - 2)
@@ -106,10 +107,18 @@ def resize_bilinear(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.round(pixels).astype(np.float32)
 
 
+def people(folder: Path, part: int) -> np.ndarray:
+    """The COCO images, even or odd ones, as the face detector takes them: RGB, 320 × 240, (pixels − 127) / 128."""
+    paths = sorted((folder / "images").glob("*.jpg"))[part::2]
+    pixels = [resize_bilinear(np.asarray(Image.open(p).convert("RGB"), np.float32), 240, 320) for p in paths]
+    return (np.stack(pixels).transpose(0, 3, 1, 2) - np.float32(127)) / np.float32(128)
+
+
 def trained_models() -> dict[str, TrainedModel]:
     """By name, smallest first. Raises `CannotRunError` where the data folder is absent."""
     data = place.data()
     vww, imagenet_, cifar, coco_ = (data / n for n in ("visual_wake_words", "imagenet", "cifar10", "coco128"))
+    faces = data / "faces"
     models = [
         TrainedModel(
             "resnet20", "ResNet20, CIFAR-10", cifar / "resnet20.onnx", "x",
@@ -126,6 +135,10 @@ def trained_models() -> dict[str, TrainedModel]:
         TrainedModel(
             "fastestdet", "FastestDet, COCO", coco_ / "fastestdet.onnx", "input.1",
             lambda: coco(coco_, 0, 352)[0], lambda: coco(coco_, 1, 352), detector=True,
+        ),
+        TrainedModel(
+            "ultraface", "UltraFace RFB-320, COCO", faces / "ultraface_rfb_320.onnx", "input",
+            lambda: people(coco_, 0), lambda: (people(coco_, 1), []), labelled=False,
         ),
     ]  # fmt: skip
     for model in models:

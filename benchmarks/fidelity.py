@@ -1,4 +1,4 @@
-"""INT8 fidelity on four trained models beside ONNX Runtime's and NNCF's quantizers: `python -m benchmarks.fidelity`.
+"""INT8 fidelity on trained models beside ONNX Runtime's and NNCF's quantizers: `python -m benchmarks.fidelity`.
 
 Every tool has the same calibration images and no setting per model; edgeopt runs from its command line with its
 defaults. SQNR over all outputs of the disjoint evaluation images, and top-1 agreement, against the float model in ONNX
@@ -42,7 +42,7 @@ def scorer(model: data.TrainedModel) -> Callable[[str, Path], Score]:
             result["map50_drop"] = float_map - result["map50"]
             if path != model.onnx:
                 result["map50_drop_interval"] = detection.drop_interval(float_matches, matches)
-        else:
+        elif model.labelled:
             result["agreement"] = scoring.agreement(reference, found)
             result["top1"] = scoring.top1(found, labels)
         return result
@@ -84,6 +84,8 @@ def verdict(model: data.TrainedModel, rows: list[Score]) -> str:
         met = best is not None and lowest >= best + DETECTOR_MARGIN_DB and drop <= DETECTOR_MAP_DROP
         bar = f"best peer + {DETECTOR_MARGIN_DB:.0f} dB, mAP50 drop at most {DETECTOR_MAP_DROP} point"
         return f"{'Met' if met else '**Not met**'}: {lowest:.1f} dB{lead}, mAP50 drop {drop:.2f}; asked for {bar}."
+    if model.name not in MUST:
+        return f"{lowest:.1f} dB{lead}. Nothing was asked for and nothing was chosen on this model."
     db, agree = MUST[model.name]
     least = min(r["agreement"] for r in ours)
     met = lowest >= db and least >= agree
@@ -98,15 +100,18 @@ def markdown(models: dict[str, data.TrainedModel], results: dict[str, list[Score
     for name, rows in results.items():
         model = models[name]
         last = ["mAP50", "drop, 95 % interval"] if model.detector else ["top-1 agreement %", "top-1 %"]
+        last = last if model.labelled else []
         body = []
         for row in rows:
             if "error" in row:
-                body.append([row["who"], f"failed: {row['error']}".replace("|", "/")[:160], "–", "–", "–"])
+                body.append([row["who"], f"failed: {row['error']}".replace("|", "/")[:160], *"–" * (len(last) + 1)])
                 continue
             if model.detector:
                 low, high = row.get("map50_drop_interval", (None, None))
                 drop = "–" if low is None else f"{row['map50_drop']:.2f} ({low:.2f} to {high:.2f})"
                 scores = [tables.number(row["map50"], 2), drop]
+            elif not model.labelled:
+                scores = []
             else:
                 same = None if row["who"] == "float" else row["agreement"]
                 scores = [tables.number(same, 2), tables.number(row["top1"], 2)]
@@ -119,7 +124,7 @@ def markdown(models: dict[str, data.TrainedModel], results: dict[str, list[Score
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", help="by default all four")
+    parser.add_argument("--model", action="append", help="by default all")
     parser.add_argument("--peer", action="append", choices=peers.PEERS, help="by default all")
     parser.add_argument("--only-peers", action="store_true", help="leave edgeopt out")
     parser.add_argument(

@@ -58,7 +58,7 @@ def properties(path: Path, images: np.ndarray, reference: np.ndarray) -> dict[st
 def call(path: Path, image: np.ndarray) -> Any:
     """The interpreter alone, its input prepared and set before: what a file costs to run."""
     runner = scoring.TFLiteRunner(path)
-    runner.invoke(runner.prepared(image))
+    runner(image)
     return runner.interpreter.invoke
 
 
@@ -214,7 +214,7 @@ def markdown(records: list[dict[str, Any]], command: str) -> str:
                 ],
                 speeds,
             ),
-            "SQNR in dB (seeded weights: it compares ways of lowering, nothing else), delegate partitions, and TRANSPOSE "
+            "SQNR in dB (seeded weights: it compares ways of lowering, nothing else), delegate partitions, TRANSPOSE "
             "operators left.",
             tables.table(
                 [

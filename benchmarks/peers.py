@@ -53,15 +53,24 @@ class Reader:
 
 
 def modern(source: Path, out: Path) -> Path:
-    """`source`, or a copy of it in opset 17 if it is older than 13: per-channel Q/DQ is not valid before."""
+    """`source`, or a copy in opset 17 whose initializers are no inputs, if it is older than 13.
+
+    Per-channel Q/DQ is not valid before opset 13, and no tool folds BatchNorm into a weight that a caller may replace.
+    """
     import onnx
     from onnx import version_converter
 
     model = onnx.load(str(source))
     if next(o.version for o in model.opset_import if not o.domain) >= 13:
         return source
+    model = version_converter.convert_version(model, 17)
+    model.ir_version = 8  # the one that came with opset 17
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
     path = out.with_suffix(".opset17.onnx")
-    onnx.save(version_converter.convert_version(model, 17), str(path))
+    onnx.save(model, str(path))
     return path
 
 

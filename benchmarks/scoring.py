@@ -3,14 +3,20 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 Runner = Callable[[np.ndarray], np.ndarray]
 
 
+def joined(outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """The output, or (1, all values of all outputs) where there are several."""
+    return outputs[0] if len(outputs) == 1 else np.concatenate([y.reshape(len(y), -1) for y in outputs], 1)
+
+
 def onnx_runner(path: Path, *, optimize: bool = True) -> Runner:
-    """One thread, the CPU provider. Takes (1, C, H, W) float32, gives the first output."""
+    """One thread, the CPU provider. (1, C, H, W) float32 → the outputs, `joined`."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -20,18 +26,18 @@ def onnx_runner(path: Path, *, optimize: bool = True) -> Runner:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda x: session.run(None, {name: x})[0]
+    return lambda x: joined(session.run(None, {name: x}))
 
 
 class TFLiteRunner:
-    """One thread, XNNPACK on. (1, C, H, W) float32 → the first output as float32, in the source's layout."""
+    """One thread, XNNPACK on. (1, C, H, W) float32 → the outputs as float32 in the source's layout, `joined`."""
 
     def __init__(self, path: Path, output_rank4_channels: int | None = None):
         from ai_edge_litert.interpreter import Interpreter
 
         self.interpreter = Interpreter(str(path), num_threads=1)
         self.interpreter.allocate_tensors()
-        self.input, self.output = self.interpreter.get_input_details()[0], self.interpreter.get_output_details()[0]
+        self.input, self.outputs = self.interpreter.get_input_details()[0], self.interpreter.get_output_details()
         self.channels = output_rank4_channels
 
     def prepared(self, x: np.ndarray) -> np.ndarray:
@@ -45,15 +51,15 @@ class TFLiteRunner:
             x = np.clip(np.round(x / scale) + zero, limit.min, limit.max).astype(self.input["dtype"])
         return np.ascontiguousarray(x)
 
-    def invoke(self, prepared: np.ndarray) -> np.ndarray:
-        self.interpreter.set_tensor(self.input["index"], prepared)
-        self.interpreter.invoke()
-        return self.interpreter.get_tensor(self.output["index"])
-
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        y = self.invoke(self.prepared(x))
-        if self.output["dtype"] != np.float32:
-            scale, zero = self.output["quantization"]
+        self.interpreter.set_tensor(self.input["index"], self.prepared(x))
+        self.interpreter.invoke()
+        return joined([self.read(output) for output in self.outputs])
+
+    def read(self, output: dict[str, Any]) -> np.ndarray:
+        y = self.interpreter.get_tensor(output["index"])
+        if output["dtype"] != np.float32:
+            scale, zero = output["quantization"]
             y = (y.astype(np.float32) - zero) * np.float32(scale)
         if y.ndim == 4 and self.channels is not None and y.shape[1] != self.channels and y.shape[3] == self.channels:
             y = y.transpose(0, 3, 1, 2)
