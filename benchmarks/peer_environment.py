@@ -4,6 +4,7 @@ It is never part of the project's set-up: litert-torch pins what the project doe
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import venv
@@ -23,8 +24,10 @@ def make(folder: Path) -> Path:
         return python
     venv.create(folder, with_pip=True)
     pip = [str(python), "-m", "pip", "install", "--no-cache-dir"]
-    subprocess.run([*pip, "-r", str(REQUIREMENTS)], check=True, stdout=sys.stderr)
-    subprocess.run([*pip, "--no-deps", *WITHOUT_DEPENDENCIES], check=True, stdout=sys.stderr)
+    # The project's constraints, which make exports, are not the peers'.
+    environment = {name: value for name, value in os.environ.items() if "CONSTRAINT" not in name}
+    for chosen in (["-r", str(REQUIREMENTS)], ["--no-deps", *WITHOUT_DEPENDENCIES]):
+        subprocess.run([*pip, *chosen], check=True, stdout=sys.stderr, env=environment)
     done.write_text(REQUIREMENTS.read_text())
     return python
 
