@@ -77,6 +77,9 @@ class Onnx(Target):
         activations: the integer type of activations; the grid is the same.
         io: type of the float inputs and outputs. ``int8`` and ``uint8`` are the integers of the table's grid; scale
             and zero point of each stand in the file's metadata (``edgeopt.io``).
+        silu: what ``x · sigmoid(x)`` between integers computes in. ``int8`` rounds the sigmoid to 1/256, so that both
+            are int8 kernels (QLinearSigmoid, QLinearMul): a fifth faster on an EfficientNet-B0, and at most half a
+            step away from the exact function that the table means. ``float32`` is that function.
     """
 
     name: ClassVar[str] = "onnx"
@@ -85,6 +88,7 @@ class Onnx(Target):
     opset: int | None = None
     activations: Literal["uint8", "int8"] = "uint8"
     io: IoType = "float32"
+    silu: Literal["int8", "float32"] = "int8"
 
     def lower(
         self,
@@ -103,6 +107,8 @@ class Onnx(Target):
         model = to_qdq(graph, unsigned=self.activations == "uint8")
         writer = _Writer(model, graph.quantization or Quantization(), np.dtype(self.activations))
         writer.drop_activations()
+        if self.silu == "int8":
+            writer.round_sigmoids()
         writer.drop_last_pairs()
         writer.move_integers()
         writer.fold_constants()
@@ -253,6 +259,33 @@ class _Writer:
         _like(clip.outputs[0], integers, name)
         self._graph.insert_after(quantize, [clip])
 
+    def round_sigmoids(self) -> None:
+        """In ``x · sigmoid(x)`` between integers, the sigmoid on a grid of its own: 1/256 from 0, as everywhere."""
+        for node in self._of_type("Sigmoid"):
+            value, result = node.inputs[0], node.outputs[0]
+            product = _only_consumer(result)
+            if self._table.scheme(node) != "int8" or value is None or product is None or product.op_type != "Mul":
+                continue
+            before, after = value.producer(), _only_consumer(product.outputs[0])
+            if before is None or before.op_type != "DequantizeLinear" or value not in product.inputs:
+                continue
+            if after is None or after.op_type != "QuantizeLinear":
+                continue
+            name = result.name or ""
+            grid = [
+                self._constant(f"{name}__scale", np.asarray(1 / 256, np.float32)),
+                self._constant(f"{name}__zero_point", np.asarray(self._offset - 128, self._dtype)),
+            ]
+            quantize = ir.node("QuantizeLinear", [result, *grid])
+            _like(quantize.outputs[0], result, f"{name}{INTEGERS_SUFFIX}")
+            quantize.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(self._dtype))
+            dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *grid])
+            _like(dequantize.outputs[0], result, f"{name}__dq")
+            for index, operand in enumerate(product.inputs):
+                if operand is result:
+                    product.replace_input_with(index, dequantize.outputs[0])
+            self._graph.insert_after(node, [quantize, dequantize])
+
     def drop_last_pairs(self) -> None:
         """An int8 Gemm that only float nodes or the caller read gives its float result."""
         for node in self._of_type("Gemm"):
@@ -269,11 +302,8 @@ class _Writer:
             if any(self._table.scheme(use.node) == "int8" for use in read.uses()):
                 continue
             ir.convenience.replace_all_uses_with(read, value, replace_graph_outputs=True)
-            if (read.name or "").endswith("__dq"):
-                pass
-            else:
-                value.name = read.name
-                read.name = None
+            if value.is_graph_output():
+                value.name, read.name = read.name, None
             self._graph.remove([dequantize, quantize], safe=True)
 
     def move_integers(self) -> None:
