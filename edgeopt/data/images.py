@@ -238,3 +238,18 @@ def digest(folder: Path, labels: Path | None, limit: int | None) -> str:
     """Digest of the images that are used, their names, and the labels."""
     table = of_file(labels) if labels is not None else ""
     return of_json([of_files(find_images(folder, limit), folder), table])
+
+
+def image_input(specs: Sequence[TensorSpec], where: str) -> TensorSpec:
+    """The model's one input.
+
+    Raises:
+        DataError: the model has several.
+    """
+    if len(specs) == 1:
+        return specs[0]
+    raise DataError(
+        f"the model has {len(specs)} inputs ({', '.join(spec.name for spec in specs)}), and images are only one",
+        where=where,
+        hint="Give `arrays:` or `callable:` with all of them.",
+    )

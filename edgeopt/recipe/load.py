@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import types
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -18,14 +17,15 @@ from edgeopt.errors import RecipeError
 from edgeopt.recipe.schema import VERSION, Recipe
 
 Location = tuple[int | str, ...]
+Changes = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def load_recipe(path: Path, *, changes: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(path: Path, *, changes: Changes | None = None) -> Recipe:
     """Read a recipe file; a folder means its ``recipe.yaml``. Relative paths in it start at its folder.
 
     Args:
         path: the file or its folder.
-        changes: top-level values that replace the file's (what the command line says besides the recipe).
+        changes: makes the values as they stand in the file those that are meant (what the command line says besides).
 
     Raises:
         RecipeError: with ``file:line:column``.
@@ -53,7 +53,8 @@ def load_recipe(path: Path, *, changes: Mapping[str, Any] | None = None) -> Reci
         line, column = _mark(node, location)
         return f"{path}:{line}:{column}"
 
-    return _validate({**values, **(changes or {})}, path.parent, place)
+    _check_version(values, place)
+    return _validate(changes(values) if changes else values, path.parent, place)
 
 
 def recipe_from(values: Mapping[str, Any], options: Mapping[str, str], root: Path) -> Recipe:
@@ -73,8 +74,7 @@ def recipe_from(values: Mapping[str, Any], options: Mapping[str, str], root: Pat
     return _validate({"edgeopt": VERSION, **values}, root, place)
 
 
-def _validate(values: dict[str, Any], root: Path, place: typing.Callable[[Location], str]) -> Recipe:
-    _check_version(values, place)
+def _validate(values: dict[str, Any], root: Path, place: Callable[[Location], str]) -> Recipe:
     try:
         return Recipe.model_validate(values, context={"root": root})
     except ValidationError as error:
@@ -87,7 +87,7 @@ def _validate(values: dict[str, Any], root: Path, place: typing.Callable[[Locati
         raise RecipeError(what, where=place(_in_file(first["loc"])), hint=hint or None) from error
 
 
-def _check_version(values: Mapping[str, Any], place: typing.Callable[[Location], str]) -> None:
+def _check_version(values: Mapping[str, Any], place: Callable[[Location], str]) -> None:
     if "edgeopt" not in values:
         raise RecipeError(
             "the recipe does not say its version", where=place(()), hint=f"Begin with `edgeopt: {VERSION}`."

@@ -1,0 +1,231 @@
+"""``edgeopt convert``: the whole pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeopt.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from edgeopt.recipe.schema import Recipe
+
+RECIPES = frozenset({".yaml", ".yml"})
+DEFAULT_TARGETS = "onnx,tflite"
+SCHEMES = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights")
+
+EXAMPLES = """\b
+Examples:
+  edgeopt convert recipes/quickstart
+  edgeopt convert model.onnx --calibration images/ --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+  edgeopt convert model.onnx --target tflite --calibration samples.npz --evaluation labelled.npz
+  edgeopt convert model.onnx --scheme fp16 --input image=1,3,224,224 --out out/half --json
+
+\b
+The same command again goes on where it was interrupted; steps that are done are not done again.
+"""
+
+
+@click.command("convert", epilog=EXAMPLES)
+@click.argument("source", metavar="RECIPE|MODEL", type=click.Path(path_type=Path))
+@click.option("--target", metavar="A,B", help=f"Targets, comma-separated.  [default: {DEFAULT_TARGETS}]")
+@click.option("--scheme", type=click.Choice(SCHEMES), help="Precision.  [default: int8]")
+@click.option("--calibration", metavar="DATA", help="Real samples: folder of images, .npz of arrays, module:function.")
+@click.option("--evaluation", metavar="DATA", help="Other samples, for parity and accuracy; same forms.")
+@click.option("--labels", type=click.Path(path_type=Path), help="CSV file,class_index for evaluation images.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many calibration samples, evenly spread.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=1,3,224,224", help="Shape of an input with open sizes.")
+@click.option("--mean", metavar="R,G,B", help="Per channel, after scaling.")
+@click.option("--std", metavar="R,G,B", help="Per channel, after scaling.")
+@click.option("--scale", type=float, help="Multiplies pixels 0–255 first.  [default: 1/255]")
+@click.option("--resize", metavar="PIXELS", help="Shorter side, or H,W.")
+@click.option("--crop", metavar="PIXELS", help="Centre crop, or H,W.")
+@click.option("--color", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of channels.  [default: rgb]")
+@click.option("--keep-float", multiple=True, metavar="PATTERN", help="Names of nodes that stay float; repeatable.")
+@click.option("--effort", type=click.Choice(["fast", "default", "best"]), help="How much is tried.")
+@click.option("--seed", type=int, help="For whatever draws.  [default: 0]")
+@click.option("--min-sqnr-db", type=float, help="Fail (exit 1) where an artifact is below it.")
+@click.option("--min-top1-agreement", type=float, help="Fail (exit 1) where an artifact is below it, 0–1.")
+@click.option("--localize", is_flag=True, help="Name the first layer where an error jumps, also if all is well.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: out/NAME]")
+@click.option("--trust", is_flag=True, help="Load .pt2 archives that hold pickled code. It can do anything you can.")
+@click.option("--json", "json_wanted", is_flag=True, help="Print the report as one JSON document.")
+def command(source: Path, out: Path | None, localize: bool, trust: bool, json_wanted: bool, **options: Any) -> int:
+    """Turn a trained model into verified artifacts for edge devices.
+
+    The model comes from a RECIPE (a .yaml file, or a folder with a recipe.yaml), or is an .onnx or .pt2 file with
+    options that say what a recipe would. Ends with 1 if parity, precision or a budget failed.
+    """
+    recipe, name = read_request(source, options)
+    from edgeopt.cli.progress import showing
+    from edgeopt.pipeline.run import Options, convert
+    from edgeopt.report.console import print_report
+    from edgeopt.report.files import as_json, as_markdown
+
+    asked = Options(root=recipe_folder(source), trust=trust, localize=localize)
+    with showing():
+        outcome = convert(recipe, out or Path("out") / name, asked, documents={"report.md": as_markdown})
+    if json_wanted:
+        click.echo(as_json(outcome.report), nl=False)
+    else:
+        print_report(outcome.report, outcome.out)
+    for error in outcome.errors:
+        click.echo(click.style("error", fg="red", bold=True) + f": {error}", err=True)
+    return outcome.exit_code
+
+
+def recipe_folder(source: Path) -> Path:
+    """Where the recipe's modules and relative paths are: its folder, or for a bare model the working directory."""
+    if source.is_dir():
+        return source
+    return source.parent if source.suffix in RECIPES else Path()
+
+
+def read_request(source: Path, options: dict[str, Any]) -> tuple[Recipe, str]:
+    """The recipe that the command line asks for, and a name for its results."""
+    from edgeopt.recipe.load import load_recipe, recipe_from
+
+    given = {name: value for name, value in options.items() if value is not None and value != ()}
+    if source.is_dir() or source.suffix in RECIPES:
+        file = source / "recipe.yaml" if source.is_dir() else source
+        name = file.resolve().parent.name if file.name == "recipe.yaml" else file.stem
+        return load_recipe(source, changes=lambda values: _changed(values, given)), name
+    values = _changed({"model": _model(source), "targets": {}}, {"target": DEFAULT_TARGETS, "scheme": "int8", **given})
+    return recipe_from(values, OPTION_OF, Path()), source.stem
+
+
+OPTION_OF = {
+    "model": "MODEL",
+    "model.inputs": "--input",
+    "targets": "--target",
+    "data.calibration": "--calibration",
+    "data.calibration.limit": "--limit",
+    "data.evaluation": "--evaluation",
+    "data.evaluation.labels": "--labels",
+    "preprocess.mean": "--mean",
+    "preprocess.std": "--std",
+    "preprocess.resize": "--resize",
+    "preprocess.crop": "--crop",
+    "passes": "--scheme",
+    "parity": "--min-sqnr-db, --min-top1-agreement",
+}
+"""Place in a recipe → the option that says it."""
+
+
+def _model(source: Path) -> dict[str, Any]:
+    if not source.exists():
+        raise ModelError("there is no such file", where=str(source), hint="Give a recipe (.yaml), an .onnx or a .pt2.")
+    kind = source.suffix.lower()
+    if kind == ".pt2":
+        return {"exported": str(source)}
+    if kind in (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin"):
+        raise ModelError(
+            "this is a PyTorch or pickle file; loading one can run any code, and weights alone are no model",
+            where=str(source),
+            hint='Write a recipe: `model: {factory: "model:build", weights: FILE, inputs: {image: [1, 3, 224, 224]}}` '
+            "(weights are read with weights_only), or export the model to .onnx or .pt2.",
+        )
+    if kind == ".safetensors":
+        raise ModelError(
+            "weights alone are no model",
+            where=str(source),
+            hint='Write a recipe: `model: {factory: "model:build", weights: FILE, inputs: {image: [1, 3, 224, 224]}}`.',
+        )
+    if kind == ".tflite":
+        raise ModelError(
+            "a TFLite file is a result, not a source",
+            where=str(source),
+            hint="Convert the model that it was made from.",
+        )
+    return {"onnx": str(source)}
+
+
+def _changed(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Recipe values with what the options say in their place."""
+    values = dict(values)
+    if "target" in given:
+        old = values.get("targets") or {}
+        names = [name.strip() for name in given["target"].split(",") if name.strip()]
+        values["targets"] = {name: old.get(name) or {} if isinstance(old, dict) else {} for name in names}
+    if inputs := given.get("inputs"):
+        values["model"] = {**values["model"], "inputs": dict(_shape(text) for text in inputs)}
+    values["data"] = {**(values.get("data") or {}), **_data(given)}
+    if preprocess := _preprocess(given):
+        values["preprocess"] = {**(values.get("preprocess") or {}), **preprocess}
+    values["passes"] = _passes(list(values.get("passes") or []), given)
+    limits = {name: given[name] for name in ("min_sqnr_db", "min_top1_agreement") if name in given}
+    if limits:
+        values["parity"] = {**(values.get("parity") or {}), **limits}
+    return values | {name: given[name] for name in ("effort", "seed") if name in given}
+
+
+def _passes(passes: list[Any], given: dict[str, Any]) -> list[Any]:
+    change: dict[str, Any] = {}
+    if "scheme" in given:
+        change["scheme"] = given["scheme"]
+    if "keep_float" in given:
+        change["keep_float"] = list(given["keep_float"])
+    if change:
+        index = next(
+            (i for i, step in enumerate(passes) if isinstance(step, dict) and step.get("use") == "quantize"), None
+        )
+        if index is None:
+            passes.append({"use": "quantize", **change})
+        else:
+            passes[index] = {**passes[index], **change}
+    return passes
+
+
+def _data(given: dict[str, Any]) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    for name in ("calibration", "evaluation"):
+        if name in given:
+            data[name] = _source(given[name])
+    if "labels" in given:
+        if "evaluation" not in data:
+            raise UsageError("--labels belongs to --evaluation images", hint="Give --evaluation DIR.")
+        data["evaluation"]["labels"] = str(given["labels"])
+    if "limit" in given:
+        if "calibration" not in data:
+            raise UsageError("--limit belongs to --calibration", hint="Give --calibration DATA.")
+        data["calibration"]["limit"] = given["limit"]
+    return data
+
+
+def _source(text: str) -> dict[str, Any]:
+    path = Path(text)
+    if path.suffix == ".npz":
+        return {"arrays": text}
+    if not path.exists() and ":" in text:
+        return {"callable": text}
+    return {"images": text}
+
+
+def _preprocess(given: dict[str, Any]) -> dict[str, Any]:
+    preprocess: dict[str, Any] = {}
+    for name in ("mean", "std"):
+        if name in given:
+            preprocess[name] = _numbers(given[name], f"--{name}", float)
+    for name in ("resize", "crop"):
+        if name in given:
+            sizes = _numbers(given[name], f"--{name}", int)
+            preprocess[name] = sizes[0] if len(sizes) == 1 else sizes
+    return preprocess | {name: given[name] for name in ("scale", "color") if name in given}
+
+
+def _numbers(text: str, option: str, kind: type) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"'{text}' is no list of numbers", where=option, hint=f"For example {option} 0.5,0.5,0.5"
+        ) from None
+
+
+def _shape(text: str) -> tuple[str, list[int]]:
+    name, equals, sizes = text.rpartition("=")
+    if not equals:
+        raise UsageError(f"'{text}' is not NAME=SIZES", where="--input", hint="For example --input image=1,3,224,224")
+    return name, _numbers(sizes, "--input", int)

@@ -1,0 +1,395 @@
+"""The work of each step, run in a worker: reads the folders of earlier steps, writes into its own.
+
+Every job leaves ``result.json`` (its record) beside what it made, so that a finished step says what it said before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgeopt import events
+from edgeopt.bench.latency import BenchResult, measure
+from edgeopt.data import arrays, callables, images
+from edgeopt.data.check import DataStats, check
+from edgeopt.data.noise import NoiseSamples
+from edgeopt.data.samples import Few, LabelledSamples
+from edgeopt.frontends import Imported
+from edgeopt.graph.quantization import Quantization, QuantizedGraph
+from edgeopt.parity.compare import LevelReport
+from edgeopt.parity.levels import check_artifact, check_quantization, check_source
+from edgeopt.parity.runners import open_file
+from edgeopt.passes.base import Context, Pass
+from edgeopt.passes.canonical import canonicalise
+from edgeopt.pipeline.evidence import scale_warning
+from edgeopt.pipeline.record import Metric, Metrics, QuantizationRecord
+from edgeopt.recipe.schema import DataSource, ModelSource, ParityLimits
+from edgeopt.runtimes.onnxruntime import Session
+from edgeopt.targets.base import Target
+from edgeopt.targets.registry import all_constraints
+from edgeopt.types import Artifact, Effort, Frozen, Preprocess, Signature
+
+Result = TypeVar("Result", bound=Frozen)
+
+RESULT = "result.json"
+GRAPH = "graph.onnx"
+TABLE = "quantization.npz"
+PREDICTIONS = "predictions.npy"
+ARTIFACT = "artifact"
+
+CONVERSION_SAMPLES = 16
+"""For L0: a conversion is right or wrong on any sample; more would only cost."""
+PARITY_SAMPLES = 64
+"""For L1 and L2: enough for an SQNR within a few tenths of a dB, few enough to stay in memory."""
+EVALUATION_LOOK = 64
+"""Evaluation samples that are checked before anything is built on them."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where samples come from, for any job.
+
+    Args:
+        calibration, evaluation: as in the recipe.
+        preprocess: as in the recipe; completed when the model's input is known.
+        root: folder of the recipe, for callables.
+    """
+
+    calibration: DataSource | None
+    evaluation: DataSource | None
+    preprocess: Preprocess | None
+    root: Path
+
+    def open(self, which: str, signature: Signature) -> LabelledSamples | None:
+        """``calibration`` or ``evaluation`` samples of a model; None if the recipe names none."""
+        source: DataSource | None = getattr(self, which)
+        if source is None:
+            return None
+        specs = signature.inputs
+        if source.arrays is not None:
+            return arrays.ArraySamples(source.arrays, specs, limit=source.limit)
+        if source.callable is not None:
+            return callables.CallableSamples(source.callable, self.root, specs, limit=source.limit)
+        assert source.images is not None
+        spec = images.image_input(specs, str(source.images))
+        preprocess, _ = images.complete_preprocess(self.preprocess, spec)
+        return images.ImageSamples(source.images, spec, preprocess, labels=source.labels, limit=source.limit)
+
+    def for_parity(self, signature: Signature, limit: int, seed: int) -> tuple[LabelledSamples, str]:
+        """Samples to compare on, at most ``limit``, and which they are: evaluation, else calibration, else noise."""
+        for which in ("evaluation", "calibration"):
+            if (samples := self.open(which, signature)) is not None:
+                return Few(samples, limit), which
+        return NoiseSamples(signature, seed), "noise"
+
+    def contract(self, signature: Signature) -> tuple[Preprocess | None, tuple[str, ...]]:
+        """The preprocessing that travels with artifacts, and what of it was assumed."""
+        if any(source is not None and source.images is not None for source in (self.calibration, self.evaluation)):
+            return images.complete_preprocess(self.preprocess, images.image_input(signature.inputs, "images"))
+        return self.preprocess, ()
+
+
+# --- import
+
+
+@dataclass(frozen=True)
+class ImportJob:
+    model: ModelSource
+    inputs: Inputs
+    trust: bool
+    tolerance: float | None
+    threads: int
+    seed: int
+    out: Path
+
+
+class ImportResult(Frozen):
+    signature: Signature
+    kind: Literal["onnx", "torch", "exported"]
+    digest: str
+    where: dict[str, str]
+    preprocess: Preprocess | None
+    parity: LevelReport
+    warnings: tuple[str, ...]
+
+
+def import_model(job: ImportJob) -> None:
+    """Frontend, canonical graph, and L0 on real samples."""
+    with _step("import"):
+        imported = _load(job.model, job.inputs.root, job.trust)
+        preprocess, assumed = job.inputs.contract(imported.signature)
+        graph = canonicalise(QuantizedGraph(imported.model), Context(scratch=job.out, threads=job.threads))
+        ir.save(graph.model, job.out / GRAPH)
+    samples, about_samples = job.inputs.for_parity(imported.signature, CONVERSION_SAMPLES, job.seed)
+    with _step("L0 parity: source against graph"):
+        parity = check_source(imported.source, graph.model, samples, threads=job.threads, tolerance=job.tolerance)
+    warnings = [f"preprocessing was not given in full: {text}" for text in assumed]
+    _write_result(
+        job.out,
+        ImportResult(
+            signature=imported.signature,
+            kind=imported.kind,
+            digest=imported.digest,
+            where=dict(imported.where),
+            preprocess=preprocess,
+            parity=_labelled(parity, about_samples),
+            warnings=tuple(warnings),
+        ),
+    )
+
+
+def _load(model: ModelSource, root: Path, trust: bool) -> Imported:
+    if model.onnx is not None:
+        from edgeopt.frontends.onnx import load_onnx
+
+        return load_onnx(model.onnx, model.inputs)
+    from edgeopt.frontends.torch import load_exported, load_torch
+
+    if model.exported is not None:
+        return load_exported(model.exported, trust=trust, inputs=model.inputs)
+    assert model.factory is not None
+    return load_torch(model.factory, model.weights, model.inputs, root=root)
+
+
+# --- passes
+
+
+@dataclass(frozen=True)
+class PassesJob:
+    imported: Path
+    passes: tuple[Pass, ...]
+    inputs: Inputs
+    effort: Effort
+    threads: int
+    seed: int
+    out: Path
+
+
+class SeenData(Frozen):
+    stats: DataStats
+    labelled: bool
+
+
+class PassesResult(Frozen):
+    quantization: QuantizationRecord
+    calibration: SeenData | None
+    evaluation: SeenData | None
+    parity: LevelReport
+    float_top1: Metric | None
+    warnings: tuple[str, ...]
+
+
+def run_passes(job: PassesJob) -> None:
+    """Data checks, passes, L1, and what the float graph answers on labelled evaluation data."""
+    signature = read_result(job.imported, ImportResult).signature
+    calibration = job.inputs.open("calibration", signature)
+    evaluation = job.inputs.open("evaluation", signature)
+    with _step("check data"):
+        seen = None if calibration is None else check(calibration, "calibration")
+        also_seen = None if evaluation is None else check(Few(evaluation, EVALUATION_LOOK), "evaluation")
+        warnings = [*(seen.warnings if seen else ()), *(also_seen.warnings if also_seen else ())]
+        model = ir.load(job.imported / GRAPH)
+        if calibration is not None and seen is not None:
+            warnings += scale_warning(model, Few(calibration, 8), seen, also_seen, job.threads)
+    graph = QuantizedGraph(model)
+    context = Context(
+        scratch=job.out,
+        calibration=calibration,
+        constraints=all_constraints(),
+        effort=job.effort,
+        threads=job.threads,
+        seed=job.seed,
+    )
+    for step in job.passes:
+        with _step(getattr(step, "use", type(step).__name__)):
+            graph = step.run(graph, context)
+    ir.save(graph.model, job.out / GRAPH)
+    if graph.quantization is not None:
+        graph.quantization.save(job.out / TABLE)
+    few, about_samples = job.inputs.for_parity(signature, PARITY_SAMPLES, job.seed)
+    with _step("L1 parity: graph against integer reference"):
+        parity = check_quantization(graph, few, threads=job.threads)
+    float_top1 = None
+    if evaluation is not None and evaluation.labels is not None:
+        with _step("float accuracy"):
+            predictions = _predict_float(graph.model, evaluation, job.threads)
+            np.save(job.out / PREDICTIONS, predictions)
+            float_top1 = Metric(top1=float((predictions == evaluation.labels).mean()), samples=len(predictions))
+    table = graph.quantization or Quantization()
+    _write_result(
+        job.out,
+        PassesResult(
+            quantization=QuantizationRecord(
+                kept=graph.record,
+                ranges=dict(sorted(Counter(table.labels.values()).items())),
+                schemes=dict(sorted(Counter(table.schemes.values()).items())),
+            ),
+            calibration=_seen(seen, calibration),
+            evaluation=_seen(also_seen, evaluation),
+            parity=_labelled(parity, about_samples),
+            float_top1=float_top1,
+            warnings=(*warnings, *graph.warnings),
+        ),
+    )
+
+
+def _seen(stats: DataStats | None, samples: LabelledSamples | None) -> SeenData | None:
+    if stats is None or samples is None:
+        return None
+    return SeenData(stats=stats, labelled=samples.labels is not None)
+
+
+def _predict_float(model: ir.Model, samples: LabelledSamples, threads: int) -> npt.NDArray[np.int64]:
+    from edgeopt.graph.model import serialise
+
+    first = model.graph.outputs[0].name
+    assert first is not None
+    with Session(serialise(model), threads=threads) as session:
+        answers = [int(session.run(feed, [first])[first].argmax()) for feed in samples]
+    return np.array(answers, np.int64)
+
+
+def load_graph(folder: Path) -> QuantizedGraph:
+    """What ``run_passes`` left."""
+    table = folder / TABLE
+    return QuantizedGraph(ir.load(folder / GRAPH), Quantization.load(table) if table.exists() else None)
+
+
+# --- targets
+
+
+@dataclass(frozen=True)
+class TargetJob:
+    imported: Path
+    passed: Path
+    target: Target
+    inputs: Inputs
+    labels: tuple[str, ...]
+    limits: ParityLimits
+    localize: bool
+    threads: int
+    seed: int
+    out: Path
+
+
+class TargetResult(Frozen):
+    artifact: Artifact
+    parity: LevelReport
+    metrics: Metrics | None
+
+
+def build_target(job: TargetJob) -> None:
+    """Write the artifact, read it back, and hold it against the integer reference and the labels."""
+    name = job.target.name
+    imported, passed = read_result(job.imported, ImportResult), read_result(job.passed, PassesResult)
+    graph = load_graph(job.passed)
+    folder = job.out / ARTIFACT
+    folder.mkdir()
+    with _step(f"{name}: write"):
+        artifact = job.target.lower(graph, folder, preprocess=imported.preprocess, labels=job.labels)
+    samples, about_samples = job.inputs.for_parity(imported.signature, PARITY_SAMPLES, job.seed)
+    with _step(f"{name}: L2 parity: integer reference against artifact"):
+        parity = check_artifact(
+            graph,
+            artifact,
+            folder / artifact.path,
+            samples,
+            reference=passed.parity,
+            threads=job.threads,
+            tolerance=job.limits.tolerance,
+            min_sqnr_db=job.limits.min_sqnr_db,
+            min_top1_agreement=job.limits.min_top1_agreement,
+        )
+    evaluation = job.inputs.open("evaluation", imported.signature)
+    metrics = None
+    if evaluation is not None and evaluation.labels is not None and passed.float_top1 is not None:
+        with _step(f"{name}: accuracy"):
+            answers = _predict(folder / artifact.path, artifact, evaluation, imported.signature.outputs[0].name)
+            top1 = float((answers == evaluation.labels).mean())
+            metrics = Metrics(float_=passed.float_top1, target=Metric(top1=top1, samples=len(answers)))
+    parity = _labelled(parity, about_samples)
+    _write_result(job.out, TargetResult(artifact=artifact, parity=parity, metrics=metrics))
+
+
+def _predict(path: Path, artifact: Artifact, samples: LabelledSamples, output: str) -> npt.NDArray[np.int64]:
+    with open_file(path, artifact) as runner:
+        return np.array([int(runner.call(feed)[output].argmax()) for feed in samples], np.int64)
+
+
+# --- latency
+
+
+@dataclass(frozen=True)
+class LatencyJob:
+    """Artifacts by target name, and the same targets' float files, made for the comparison only."""
+
+    imported: Path
+    artifacts: dict[str, Path]
+    targets: dict[str, Target]
+    compare_float: bool
+    seconds: float
+    scratch: Path
+    threads: int = 1
+    seed: int = field(default=0)
+
+
+def measure_latency(job: LatencyJob) -> dict[str, tuple[BenchResult, BenchResult | None]]:
+    """Each artifact beside the float file that its target writes of the same graph. Timed: never stored."""
+    found: dict[str, tuple[BenchResult, BenchResult | None]] = {}
+    graph = QuantizedGraph(ir.load(job.imported / GRAPH)) if job.compare_float else None
+    with _step("latency on this machine"):
+        for name, path in job.artifacts.items():
+            models = {"target": path}
+            if graph is not None:
+                folder = job.scratch / name
+                folder.mkdir(parents=True)
+                models["float"] = folder / type(job.targets[name])().lower(graph, folder).path
+            results = measure(models, threads=job.threads, seconds=job.seconds, seed=job.seed)
+            found[name] = (results["target"], results.get("float"))
+    return found
+
+
+# --- what all jobs share
+
+
+@dataclass(frozen=True)
+class DigestJob:
+    reference: str
+    root: Path
+    limit: int | None
+
+
+def digest_callable(job: DigestJob) -> str:
+    """In a worker: it runs the user's code."""
+    return callables.digest(job.reference, job.root, job.limit)
+
+
+@contextmanager
+def _step(text: str) -> Iterator[None]:
+    events.emit(events.Event("step", text))
+    try:
+        yield
+    finally:
+        events.emit(events.Event("done", text))
+
+
+def _labelled(report: LevelReport, samples: str) -> LevelReport:
+    """The report says on which samples it rests."""
+    return report.model_copy(update={"label": f"{samples}: {report.label}"})
+
+
+def _write_result(folder: Path, result: Frozen) -> None:
+    (folder / RESULT).write_text(result.model_dump_json(by_alias=True, indent=1), encoding="utf-8")
+
+
+def read_result(folder: Path, kind: type[Result]) -> Result:
+    """The record that a finished step left."""
+    return kind.model_validate_json((folder / RESULT).read_text(encoding="utf-8"))

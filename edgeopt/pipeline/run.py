@@ -1,0 +1,433 @@
+"""From a recipe to artifacts and a report: runs the steps that are not finished, in workers."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import edgeopt
+from edgeopt import events
+from edgeopt.bench.latency import BenchResult, machine
+from edgeopt.data import arrays, images
+from edgeopt.errors import EdgeoptError, SetupError
+from edgeopt.pipeline import jobs
+from edgeopt.pipeline.integers import same_integers
+from edgeopt.pipeline.plan import Plan, make_plan
+from edgeopt.pipeline.record import (
+    DataRecord,
+    Latency,
+    Manifest,
+    Report,
+    SourceRecord,
+    StepRecord,
+    TargetRecord,
+)
+from edgeopt.pipeline.store import OutOfSpace, Store, open_store, refused
+from edgeopt.pipeline.worker import Call, run_all, run_one
+from edgeopt.recipe.schema import DataSource, Recipe
+from edgeopt.types import SchemeName
+
+THREADS = 2
+"""Of every run whose results are kept: fixed, so that they repeat on any machine of one kind."""
+IMPORT_LIMIT_S = 1800
+PASSES_LIMIT_S = 6 * 3600
+TARGET_LIMIT_S = 3600
+LATENCY_LIMIT_S = 900
+"""Time limits are for what hangs, not for what is slow: ten times what the slowest known net takes on a laptop."""
+LATENCY_SECONDS = 0.4
+"""Measured time per model: hundreds of runs of a small net, the minimum of 20 of a large one."""
+
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is not in the recipe.
+
+    Args:
+        root: folder of the recipe; modules are looked for there.
+        trust: load ``.pt2`` archives that hold pickled objects.
+        localize: look for the first layer where an error jumps, also where no limit is broken.
+    """
+
+    root: Path
+    trust: bool = False
+    localize: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The report, where everything is, and the errors of single targets (all targets are attempted)."""
+
+    report: Report
+    out: Path
+    errors: tuple[EdgeoptError, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return self.report.exit_code
+
+
+Document = Callable[[Report], str]
+
+
+def convert(recipe: Recipe, out: Path, options: Options, *, documents: Mapping[str, Document] | None = None) -> Outcome:
+    """Run a recipe.
+
+    Args:
+        recipe: the request.
+        out: output folder; what an earlier, interrupted run finished there is not done again.
+        options: see there.
+        documents: further files for the output folder: name → what makes its text of the report.
+
+    Raises:
+        EdgeoptError: the request as a whole cannot be carried out. Errors of one target are in the outcome.
+        KeyboardInterrupt: workers are dead, scratch is removed, finished steps stay.
+    """
+    with open_store(out) as store:
+        outcome = _Run(recipe, options, store).run()
+        for name, text in (documents or {}).items():
+            store.write(name, text(outcome.report))
+        return outcome
+
+
+class _Run:
+    """One conversion: what was asked, where it goes, which steps were used."""
+
+    def __init__(self, recipe: Recipe, options: Options, store: Store) -> None:
+        self._recipe, self._options, self._store = recipe, options, store
+        self._started = datetime.datetime.now(datetime.UTC)
+        self._clock = time.monotonic()
+        self._steps: list[StepRecord] = []
+        self._inputs = jobs.Inputs(recipe.data.calibration, recipe.data.evaluation, recipe.preprocess, options.root)
+
+    def run(self) -> Outcome:
+        recipe, options = self._recipe, self._options
+        plan = make_plan(
+            recipe,
+            root=options.root,
+            trust=options.trust,
+            localize=options.localize,
+            threads=THREADS,
+            data_digests=self._data_digests(),
+        )
+        imported = self._step(
+            "import",
+            plan.import_key,
+            "import_model",
+            IMPORT_LIMIT_S,
+            lambda out: jobs.ImportJob(
+                recipe.model, self._inputs, options.trust, recipe.parity.tolerance, THREADS, recipe.seed, out
+            ),
+        )
+        passed = self._step(
+            "passes",
+            plan.passes_key,
+            "run_passes",
+            PASSES_LIMIT_S,
+            lambda out: jobs.PassesJob(imported, recipe.passes, self._inputs, recipe.effort, THREADS, recipe.seed, out),
+        )
+        built = self._build_targets(plan, imported, passed)
+        folders = {name: result for name, result in built.items() if isinstance(result, Path)}
+        errors = {name: result for name, result in built.items() if isinstance(result, EdgeoptError)}
+        for name in built:
+            if name in folders:
+                self._store.publish(folders[name] / jobs.ARTIFACT, name)
+            else:
+                self._store.withdraw(name)
+        latencies = self._measure(imported, folders)
+        report = self._report(
+            plan=plan, imported=imported, passed=passed, folders=folders, errors=errors, latencies=latencies
+        )
+        self._write(plan, report)
+        return Outcome(report, self._store.out, tuple(errors.values()))
+
+    # --- steps
+
+    def _data_digests(self) -> dict[str, str]:
+        digests = {}
+        for name in ("calibration", "evaluation"):
+            source: DataSource | None = getattr(self._recipe.data, name)
+            if source is None:
+                continue
+            if source.images is not None:
+                digests[name] = images.digest(source.images, source.labels, source.limit)
+            elif source.arrays is not None:
+                digests[name] = arrays.digest(source.arrays)
+            elif source.callable is not None:
+                job = jobs.DigestJob(source.callable, self._options.root, source.limit)
+                digests[name] = self._work(f"{name} data", "digest_callable", job, IMPORT_LIMIT_S)
+        return digests
+
+    def _step(self, name: str, key: str, function: str, limit_s: float, job: Any) -> Path:
+        """The folder of a finished step; runs it if it is not there. ``job`` makes the argument for a folder."""
+        start = time.monotonic()
+        cached = self._store.has(name, key)
+        if not cached:
+            scratch = self._store.new_scratch(name)
+            self._work(name, function, job(scratch), limit_s)
+            self._store.finish(scratch, name, key)
+        self._steps.append(StepRecord(name=name, key=key, cached=cached, seconds=_since(start)))
+        return self._store.step(name, key)
+
+    def _work(self, name: str, function: str, job: Any, limit_s: float) -> Any:
+        try:
+            return run_one(name, Call(f"edgeopt.pipeline.jobs:{function}", job, limit_s), self._logs())
+        except OSError as error:
+            raise refused(error, self._store.out) from error
+
+    def _logs(self) -> Path:
+        return self._store.scratch / "logs"
+
+    def _build_targets(self, plan: Plan, imported: Path, passed: Path) -> dict[str, Path | EdgeoptError]:
+        """All targets, side by side; one that fails does not stop the others."""
+        recipe, store, start = self._recipe, self._store, time.monotonic()
+        requested = recipe.requested()
+        calls, folders = {}, {}
+        for name, target in requested.items():
+            if store.has(name, plan.target_keys[name]):
+                continue
+            folders[name] = store.new_scratch(name)
+            job = jobs.TargetJob(
+                imported,
+                passed,
+                target,
+                self._inputs,
+                recipe.class_names(),
+                recipe.parity,
+                self._options.localize,
+                THREADS,
+                recipe.seed,
+                folders[name],
+            )
+            calls[name] = Call("edgeopt.pipeline.jobs:build_target", job, TARGET_LIMIT_S)
+        results = run_all(calls, self._logs()) if calls else {}
+        built: dict[str, Path | EdgeoptError] = {}
+        for name in requested:
+            result = results.get(name)
+            if isinstance(result, OSError):
+                result = refused(result, store.out)
+            if isinstance(result, OutOfSpace):
+                raise result
+            if isinstance(result, EdgeoptError):
+                built[name] = result
+                continue
+            if name in folders:
+                store.finish(folders[name], name, plan.target_keys[name])
+            built[name] = store.step(name, plan.target_keys[name])
+            cached = name not in folders
+            self._steps.append(StepRecord(name=name, key=plan.target_keys[name], cached=cached, seconds=_since(start)))
+        return built
+
+    def _measure(
+        self, imported: Path, folders: Mapping[str, Path]
+    ) -> dict[str, tuple[BenchResult, BenchResult | None]]:
+        if not folders:
+            return {}
+        targets = self._recipe.requested()
+        artifacts = {
+            name: folder / jobs.ARTIFACT / jobs.read_result(folder, jobs.TargetResult).artifact.path
+            for name, folder in folders.items()
+        }
+        job = jobs.LatencyJob(
+            imported,
+            artifacts,
+            {name: targets[name] for name in folders},
+            compare_float=_scheme(self._recipe) != "fp32",
+            seconds=LATENCY_SECONDS,
+            scratch=self._store.new_scratch("latency"),
+        )
+        try:
+            found: dict[str, tuple[BenchResult, BenchResult | None]] = self._work(
+                "latency", "measure_latency", job, LATENCY_LIMIT_S
+            )
+        except EdgeoptError as error:
+            events.warn(f"latency was not measured: {error.what}")
+            return {}
+        return found
+
+    # --- what is said
+
+    def _report(
+        self,
+        *,
+        plan: Plan,
+        imported: Path,
+        passed: Path,
+        folders: Mapping[str, Path],
+        errors: Mapping[str, EdgeoptError],
+        latencies: Mapping[str, tuple[BenchResult, BenchResult | None]],
+    ) -> Report:
+        recipe = self._recipe
+        source, quantized = jobs.read_result(imported, jobs.ImportResult), jobs.read_result(passed, jobs.PassesResult)
+        results = {name: jobs.read_result(folder, jobs.TargetResult) for name, folder in folders.items()}
+        same = same_integers({n: folders[n] / jobs.ARTIFACT / r.artifact.path for n, r in results.items()})
+        scheme = _scheme(recipe)
+        targets: dict[str, TargetRecord] = {}
+        for name in recipe.requested():
+            if name in errors:
+                unavailable = isinstance(errors[name], SetupError)
+                status: Literal["unavailable", "not_built"] = "unavailable" if unavailable else "not_built"
+                targets[name] = TargetRecord(status=status, why=str(errors[name]), scheme=scheme)
+            else:
+                targets[name] = self._target(
+                    name,
+                    result=results[name],
+                    passes=quantized,
+                    same=same.get(name, ()),
+                    latency=latencies.get(name),
+                )
+        for name, record in targets.items():
+            for text in record.warnings:
+                events.warn(f"{name}: {text}")
+        warnings = (*source.warnings, *quantized.warnings)
+        for text in warnings:
+            events.warn(text)
+        seen = {"calibration": quantized.calibration, "evaluation": quantized.evaluation}
+        model = recipe.model
+        path = model.onnx or model.exported
+        return Report(
+            edgeopt=edgeopt.__version__,
+            source=SourceRecord(
+                name=path.name if path is not None else str(model.factory),
+                kind=source.kind,
+                digest=source.digest,
+                signature=source.signature,
+            ),
+            scheme=scheme,
+            effort=recipe.effort,
+            seconds=_since(self._clock),
+            exit_code=_exit_code(errors.values(), targets, source.parity.failures),
+            data={
+                name: DataRecord(
+                    name=_source_name(getattr(recipe.data, name)),
+                    digest=plan.data_digests[name],
+                    labelled=stats.labelled,
+                    stats=stats.stats,
+                )
+                for name, stats in seen.items()
+                if stats is not None
+            },
+            parity={"L0": source.parity},
+            quantization=quantized.quantization,
+            targets=targets,
+            steps=tuple(self._steps),
+            warnings=warnings,
+        )
+
+    def _target(
+        self,
+        name: str,
+        *,
+        result: jobs.TargetResult,
+        passes: jobs.PassesResult,
+        same: tuple[str, ...],
+        latency: tuple[BenchResult, BenchResult | None] | None,
+    ) -> TargetRecord:
+        artifact, warnings = result.artifact, []
+        failures = [f"L2: {text}" for text in result.parity.failures]
+        unasked = artifact.realised.unasked_float if artifact.realised is not None else ()
+        if unasked:
+            failures.insert(0, f"int8 was asked and these are float in the file: {', '.join(unasked)}")
+        limit = self._recipe.budget.size_mb
+        if limit is not None and artifact.size_bytes > limit * 1e6:
+            failures.append(f"budget: {artifact.size_bytes / 1e6:.2f} MB, at most {limit:g} MB was asked")
+        measured = _latency(latency)
+        if measured is not None and measured.slower_than_float is not None:
+            warnings.append(
+                f"{_scheme(self._recipe)} is slower than float on this machine: "
+                f"{measured.slower_than_float:.2f} times its latency"
+            )
+        return TargetRecord(
+            status="failed" if failures else "ok",
+            why="; ".join(failures) or None,
+            path=f"{name}/{artifact.path}",
+            digest=artifact.digest,
+            size_bytes=artifact.size_bytes,
+            scheme=_scheme(self._recipe),
+            signature=artifact.signature,
+            layouts=artifact.layouts,
+            preprocess=artifact.preprocess,
+            parity={"L1": passes.parity, "L2": result.parity},
+            metrics=result.metrics,
+            latency_ms=measured,
+            realised=artifact.realised,
+            identical_integers_with=same,
+            warnings=tuple(warnings),
+        )
+
+    def _write(self, plan: Plan, report: Report) -> None:
+        store = self._store
+        manifest = Manifest(
+            model_digest=plan.model_digest,
+            data_digests=plan.data_digests,
+            recipe_digest=plan.recipe_digest,
+            artifacts={
+                t.path: t.digest for t in report.targets.values() if t.path is not None and t.digest is not None
+            },
+            versions=plan.versions,
+            code_digest=plan.code_digest,
+            machine=machine(),
+            git_commit=_git_commit(self._options.root),
+            seed=self._recipe.seed,
+            started=self._started.isoformat(timespec="seconds"),
+            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            seconds={step.name: step.seconds for step in self._steps},
+        )
+        store.write(MANIFEST, manifest.model_dump_json(by_alias=True, indent=2) + "\n")
+        store.write(REPORT, report.model_dump_json(by_alias=True, indent=2) + "\n")
+        store.keep_only({store.step(step.name, step.key) for step in self._steps})
+
+
+def _latency(found: tuple[BenchResult, BenchResult | None] | None) -> Latency | None:
+    if found is None:
+        return None
+    target, reference = found
+    slower = None
+    if reference is not None and target.latency_ms.low > reference.latency_ms.high:
+        slower = target.latency_ms.p50 / reference.latency_ms.p50
+    return Latency(target=target, float_=reference, slower_than_float=slower)
+
+
+def _scheme(recipe: Recipe) -> SchemeName | Literal["mixed"]:
+    """What was asked of the whole model; ``mixed`` where rules by node name say otherwise for parts."""
+    for step in recipe.passes:
+        if getattr(step, "use", None) == "quantize":
+            scheme: SchemeName = step.scheme  # type: ignore[attr-defined]
+            return "mixed" if getattr(step, "rules", None) else scheme
+    return "fp32"
+
+
+def _exit_code(errors: Any, targets: Mapping[str, TargetRecord], conversion: tuple[str, ...]) -> Literal[0, 1, 2, 3, 4]:
+    """The first that occurs of 2, 4, 3, 1, 0."""
+    codes = {error.exit_code for error in errors}
+    if conversion or any(target.status == "failed" for target in targets.values()):
+        codes.add(1)
+    order: tuple[Literal[0, 1, 2, 3, 4], ...] = (2, 4, 3, 1)
+    return next((code for code in order if code in codes), 0)
+
+
+def _source_name(source: DataSource) -> str:
+    path = source.images or source.arrays
+    return path.name if path is not None else str(source.callable)
+
+
+def _git_commit(root: Path) -> str | None:
+    """Commit of the repository that the recipe lies in; None if there is none, or no git."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def _since(start: float) -> float:
+    return round(time.monotonic() - start, 3)

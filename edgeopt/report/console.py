@@ -1,0 +1,49 @@
+"""The report on a terminal, or as plain text where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.table import Table
+
+from edgeopt.pipeline.record import Report
+from edgeopt.report.table import ABOUT, COLUMNS, conversion, rows
+
+PLAIN_WIDTH = 160
+"""Columns where stdout is no terminal: a file or a pipe has no width, and a wrapped table cannot be read."""
+RIGHT = frozenset({"size"})
+
+
+def print_report(report: Report, out: Path, file: IO[str] | None = None) -> None:
+    """Write the table, what failed, and where everything is, to ``file`` (default: stdout)."""
+    console = Console(file=file, highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(file=file, highlight=False, width=PLAIN_WIDTH)
+    console.print(f"{report.source.name}: L0 {conversion(report)}")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column in RIGHT else "left", overflow="fold")
+    for row in rows(report):
+        status = f"[green]{row.cells[1]}[/]" if row.ok else f"[bold red]{row.cells[1]}[/]"
+        path = str(out / row.cells[-1]) if row.cells[-1] else ""
+        table.add_row(row.cells[0], status, *row.cells[2:-1], path)
+    console.print(table)
+    for text in _below(report):
+        console.print(text, markup=False, soft_wrap=True)
+    console.print(f"{out / 'report.md'} says more. {report.seconds:.1f} s", markup=False, soft_wrap=True)
+
+
+def _below(report: Report) -> list[str]:
+    lines = []
+    for name, target in report.targets.items():
+        if target.why is not None:
+            lines.append(f"{name}: {target.status}: {target.why}")
+        for level in target.parity.values():
+            if level.located is not None:
+                lines.append(f"{name}: {level.located.text}")
+        if target.identical_integers_with:
+            lines.append(f"{name}: same integers as {', '.join(target.identical_integers_with)}")
+    lines.append("; ".join(f"{column}: {text}" for column, text in ABOUT.items()))
+    return lines
