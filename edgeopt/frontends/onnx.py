@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, InlinePass
 
 from edgeopt import digest
@@ -31,6 +31,7 @@ _REFUSED_INPUTS = {
     ir.DataType.COMPLEX128: "complex128",
     ir.DataType.STRING: "string",
 }
+_DAMAGED = "The file is damaged: export or download it again."
 _MAY_READ_INF = frozenset({"Clip", "Min", "Max", "Where", "Pad", "Expand", "Cast", "ConstantOfShape", "Equal", "Trilu"})
 """Operators for which ±∞ is a bound or a mask and no broken weight; Add may read −∞ (an attention mask)."""
 
@@ -72,11 +73,17 @@ def load_onnx(path: Path, inputs: Mapping[str, tuple[int, ...]] | None = None) -
     """
     path = Path(path)
     proto = _read(path)
-    _check(proto, path)
     files = _external_files(proto, path)
-    model = ir.serde.deserialize_model(proto)
+    _check(proto, path)
+    try:
+        model = ir.serde.deserialize_model(proto)
+    except ir.serde.SerdeError as error:
+        raise ModelError(
+            f"the file cannot be read as a graph: {_short(error.__cause__ or error)}", where=str(path), hint=_DAMAGED
+        ) from error
     if files:
         ir.external_data.set_base_dir(model.graph, path.parent)
+        ir.external_data.load_to_model(model)
     where = source_lines(model)
     _refuse_broken_weights(model, path)
     bind_inputs(model, inputs or {}, path)
@@ -122,9 +129,25 @@ def _read(path: Path) -> onnx.ModelProto:
         proto.ParseFromString(data)
     except DecodeError as error:
         raise ModelError("this is no ONNX model, or only a part of one", where=str(path), hint=hint) from error
+    if not _has_text(proto):
+        raise ModelError("this file is damaged: its names are no text", where=str(path), hint=hint)
     if not proto.ir_version or not proto.graph.node or not proto.opset_import:
         raise ModelError("this is no ONNX model: it has no graph or no opset", where=str(path), hint=hint)
     return proto
+
+
+def _has_text(message: Message) -> bool:
+    """Whether all strings in the file are UTF-8; protobuf only finds out when one is read."""
+    try:
+        for field, value in message.ListFields():
+            many = value if field.is_repeated else (value,)
+            if field.type == field.TYPE_STRING and not all(isinstance(text, str) for text in many):
+                return False
+            if field.type == field.TYPE_MESSAGE and not all(_has_text(inner) for inner in many):
+                return False
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _check(proto: onnx.ModelProto, path: Path) -> None:
@@ -153,7 +176,7 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
             hint=f"Export it again with opset_version={OPSET}.",
         )
     try:
-        onnx.checker.check_model(_without_big_data(proto))
+        onnx.checker.check_model(_structure(proto))
     except onnx.checker.ValidationError as error:
         raise ModelError(
             f"the file breaks ONNX's rules: {_short(error)}",
@@ -162,17 +185,9 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
         ) from error
 
 
-def _without_big_data(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy for the checker whose large weights are graph inputs; sizes of the data are checked where it is read."""
+def _structure(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy for the checker whose weights are graph inputs; their data is checked where it is read."""
     small = onnx.ModelProto()
-    small.CopyFrom(proto) if proto.ByteSize() < _SMALL_MODEL else _copy_structure(proto, small)
-    return small
-
-
-_SMALL_MODEL = 1 << 16
-
-
-def _copy_structure(proto: onnx.ModelProto, small: onnx.ModelProto) -> None:
     for field in ("ir_version", "producer_name", "model_version", "domain"):
         setattr(small, field, getattr(proto, field))
     small.opset_import.extend(proto.opset_import)
@@ -185,6 +200,7 @@ def _copy_structure(proto: onnx.ModelProto, small: onnx.ModelProto) -> None:
     for tensor in proto.graph.initializer:
         if tensor.name not in have:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return small
 
 
 def _node_name(node: onnx.NodeProto) -> str:
@@ -253,16 +269,18 @@ def _refuse_broken_weights(model: ir.Model, path: Path) -> None:
 
 
 def _refuse_broken(name: str, tensor: ir.TensorProtocol | None, readers: list[ir.Node], path: Path) -> None:
-    if tensor is None or tensor.dtype not in _FLOATS:
+    if tensor is None or tensor.dtype == ir.DataType.STRING:
         return
     try:
         array = tensor.numpy()
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ModelError(
-            f"the weight {name!r} has less data than its shape {list(tensor.shape)} asks for",
+            f"the weight {name!r} has not the data that its shape {list(tensor.shape)} asks for",
             where=str(path),
-            hint="The file is damaged: export or download it again.",
+            hint=_DAMAGED,
         ) from error
+    if tensor.dtype not in _FLOATS:
+        return
     if np.isfinite(array).all():
         return
     has_nan = bool(np.isnan(array).any())
@@ -394,6 +412,7 @@ def _closed_shape(value: ir.Value, symbols: dict[str, int], path: Path) -> tuple
 
 def lift(model: ir.Model, path: Path) -> None:
     """Opset 20, functions inlined, shapes inferred, constants folded, exporters' notes dropped; in place."""
+    model.ir_version = 10  # an initializer need be no input any more
     if model.functions:
         InlinePass()(model)
     version = model.opset_imports.get("", model.opset_imports.get("ai.onnx", OPSET))
@@ -416,7 +435,6 @@ def lift(model: ir.Model, path: Path) -> None:
         where = f"{path}: {error.where}" if error.where else str(path)
         raise type(error)(error.what, where=where, hint=error.hint) from error
     model.producer_name, model.producer_version, model.domain, model.doc_string = "edgeopt", None, None, None
-    model.ir_version = 10
     model.metadata_props.clear()
 
 

@@ -52,6 +52,7 @@ def fold_constants(model: ir.Model) -> None:
             infer_shapes(model)
     remove_unused(model.graph)
     _refuse_open_shapes(model)
+    _refuse_impossible_reshapes(model)
 
 
 def _fold_once(graph: ir.Graph) -> bool:
@@ -166,3 +167,17 @@ def _refuse_open_shapes(model: ir.Model) -> None:
         where=where,
         hint="Bind open sizes with --input NAME=1,3,224,224, or end the model before this node.",
     )
+
+
+def _refuse_impossible_reshapes(model: ir.Model) -> None:
+    """ONNX's inference believes a Reshape's target, whatever the input's size is."""
+    for node in model.graph:
+        if node.op_type != "Reshape":
+            continue
+        before, after = shape(node.inputs[0]), shape(node.outputs[0])
+        if np.prod(before, dtype=np.int64) != np.prod(after, dtype=np.int64):
+            raise ModelError(
+                f"{list(before)} cannot be reshaped to {list(after)}",
+                where=f"node {node.name!r} (Reshape)",
+                hint="A fixed batch or size inside the model allows no other input shape than the one it was made for.",
+            )

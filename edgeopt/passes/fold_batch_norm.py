@@ -57,11 +57,12 @@ def _fold_user(node: ir.Node) -> bool:
     factor, offset = change
     weight, bias = constant(node.inputs[1]), constant(node.inputs[2])
     assert weight is not None and bias is not None
-    if factor is not None:
-        scaled = _scale_outputs(node, weight.astype(np.float64), factor)
-        set_constant(node, 1, scaled.astype(np.float32), "weight")
-    new_bias = bias.astype(np.float64) * (1.0 if factor is None else factor) + offset
-    set_constant(node, 2, new_bias.astype(np.float32), f"{node.name}_bias")
+    with np.errstate(over="ignore", invalid="ignore"):  # checked below
+        if factor is not None:
+            scaled = _scale_outputs(node, weight.astype(np.float64), factor)
+            set_constant(node, 1, scaled.astype(np.float32), "weight")
+        new_bias = bias.astype(np.float64) * (1.0 if factor is None else factor) + offset
+        set_constant(node, 2, new_bias.astype(np.float32), f"{node.name}_bias")
     for value in (constant(node.inputs[1]), constant(node.inputs[2])):
         if value is None or not np.isfinite(value).all():
             raise ModelError(
@@ -144,7 +145,8 @@ def _alone(node: ir.Node) -> None:
     if change is None or source is None:
         return
     assert isinstance(graph, ir.Graph)
-    factor, offset = (array.astype(np.float32) for array in change)
+    with np.errstate(over="ignore"):  # checked below
+        factor, offset = (array.astype(np.float32) for array in change)
     if not (np.isfinite(factor).all() and np.isfinite(offset).all()):
         raise ModelError(
             "this BatchNormalization scales with NaN or Inf",
