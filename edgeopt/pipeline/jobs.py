@@ -295,6 +295,9 @@ def build_target(job: TargetJob) -> None:
     folder.mkdir()
     with _step(f"{name}: write"):
         artifact = job.target.lower(graph, folder, preprocess=imported.preprocess, labels=job.labels)
+        if artifact.realised is None:
+            realised = job.target.realised(folder / artifact.path, graph)
+            artifact = artifact.model_copy(update={"realised": realised})
     samples, about_samples = job.inputs.for_parity(imported.signature, PARITY_SAMPLES, job.seed)
     with _step(f"{name}: L2 parity: integer reference against artifact"):
         parity = check_artifact(
