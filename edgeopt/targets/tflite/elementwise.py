@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeopt.formats.tflite import Layout
+from edgeopt.graph.quantization import INT8_MAX, INT8_MIN, QuantParams
 from edgeopt.targets.tflite import layout as lay
 from edgeopt.targets.tflite.attributes import Array, clip_bounds, constant, constant_input, shape_of
-from edgeopt.targets.tflite.emit import NONE, RELU6, Emitter, Stored, dtype_of, options
+from edgeopt.targets.tflite.emit import NONE, RELU6, Emitter, Stored, chain_of, dtype_of, options
 
 ADD_RATIO = (2.0**-10, 2.0**8)
 """Input scale / output scale of ADD and SUB that XNNPACK takes on integers: at least, below."""
@@ -174,6 +175,51 @@ def unary(code: str, kind: str | None = None, **fields: object) -> Lower:
         e.write(node.outputs[0], code, (x.index,), x.layout, settings, shape=e.shape(x.index))
 
     return lower
+
+
+GATES: Mapping[str, tuple[str, float, int]] = {"Sigmoid": ("LOGISTIC", 1 / 256, INT8_MIN), "Tanh": ("TANH", 1 / 128, 0)}
+"""Function → operator, and the grid on which LiteRT's own integer kernel writes it."""
+
+
+def gate(e: Emitter, node: ir.Node) -> None:
+    """Sigmoid or Tanh; on integers ``x · f(x)`` with it as two integer operators, which XNNPACK folds into one table.
+
+    As an island the two branches of ``x`` would not be folded: a chain may go back to its integer input only, and
+    that costs three times the time. The rounding of the gate is below half a step of the product wherever the
+    product's grid spans what ``x`` does; that it never shows as more than one step is checked for every integer.
+    """
+    code, scale, zero_point = GATES[node.op_type]
+    x, product = node.inputs[0], chain_of(node)
+    assert x is not None
+    grid = e.grid(x)
+    if e.scheme != "int8" or product is None or product is node or grid is None or e.grid(node.outputs[0]) is not None:
+        unary(code)(e, node)
+        return
+    out = product.outputs[0]
+    result = e.grid(out)
+    if result is None or e.table.scheme(product) != "int8":
+        unary(code)(e, node)
+        return
+    ratio = float(grid.scale) * scale / float(result.scale)
+    gate_grid = QuantParams(np.asarray(scale, np.float32), np.asarray(zero_point))
+    if not MUL_RATIO[0] <= ratio < MUL_RATIO[1] or not _gate_is_fine(code, grid, gate_grid, result):
+        unary(code)(e, node)
+        return
+    source = e.read_integers(x)
+    e.node, e.native = product, True
+    opened = e.tensor(f"{node.name}/gate", e.shape(source.index), "int8", grid=gate_grid)
+    e.operator(code, (source.index,), (opened,))
+    e.write(out, "MUL", (source.index, opened), source.layout, options("Mul"), shape=e.shape(source.index))
+    e.done.add(product)
+
+
+def _gate_is_fine(code: str, x: QuantParams, gate: QuantParams, out: QuantParams) -> bool:
+    """Whether all 256 products with a rounded gate are within a step of the exact ones."""
+    real = x.dequantize(np.arange(INT8_MIN, INT8_MAX + 1)).astype(np.float64)
+    opened = np.tanh(real) if code == "TANH" else 0.5 + 0.5 * np.tanh(0.5 * real)
+    exact = out.quantize(real * opened).astype(np.int32)
+    rounded = out.quantize(real * gate.dequantize(gate.quantize(opened))).astype(np.int32)
+    return int(np.abs(exact - rounded).max()) <= 1
 
 
 class Chain:

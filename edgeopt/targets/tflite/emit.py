@@ -218,7 +218,7 @@ class Emitter:
 
     def _read_island(self, value: ir.Value) -> Stored:
         """Integers made float for one chain alone, so that XNNPACK can fold the chain into a table."""
-        key = (value, _chain_of(self.node))
+        key = (value, chain_of(self.node))
         if key not in self._islands:
             source = self.read_integers(value)
             index = self.temporary("dequantize", self.shape(source.index))
@@ -486,7 +486,7 @@ def _fused_integers(grid: QuantParams, low: float, high: float) -> int | None:
     return FUSED_FLOAT.get((low, high))
 
 
-def _chain_of(node: ir.Node | None) -> ir.Node | None:
+def chain_of(node: ir.Node | None) -> ir.Node | None:
     """The node at the end of a chain of one variable, ``x · f(x)``: both readers of ``x`` share one DEQUANTIZE."""
     if node is None or node.op_type in WEIGHTED or not node.outputs:
         return node
