@@ -78,8 +78,8 @@ def _validate(values: dict[str, Any], root: Path, place: Callable[[Location], st
     try:
         return Recipe.model_validate(values, context={"root": root})
     except ValidationError as error:
-        # Errors inside a union of a target and "nothing" come once per member: the first says it.
-        first, *others = error.errors(include_url=False)
+        # An unknown key first: a key that is missing is most often the same one, misspelt.
+        first, *others = sorted(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
         what, hint = _explain(first)
         distinct = {other["loc"] for other in others} - {first["loc"]}
         if distinct:
