@@ -7,6 +7,7 @@ Python expressions (``sympy.sympify``) and looks up operators by name: each of t
 
 from __future__ import annotations
 
+import ast
 import json
 import pickletools
 import re
@@ -27,10 +28,13 @@ _TENSOR_GLOBALS = re.compile(
 )
 """What a pickle of plain tensors names, and nothing more."""
 
-_EXPRESSION = re.compile(
-    r"(?:(?:[su]\d+|Mod|FloorDiv|CeilDiv|Max|Min|True|False|Eq|Ne|Lt|Le|Gt|Ge)\b|[\d\s+\-*/().,<>=!&|~])*"
+_SYMBOL = re.compile(r"(zuf|[suz])\d+")
+_FUNCTIONS = re.compile(
+    r"Symbol|Integer|Rational|Float|Add|Mul|Pow|Max|Min|Abs|Mod|PythonMod|FloorDiv|CeilDiv|CleanDiv|ModularIndexing"
+    r"|(Floor|Ceil|Trunc|Round)ToInt|ToFloat|(Int|Float)TrueDiv|floor|ceiling|Where|Piecewise|And|Or|Not|Eq|Ne|Lt|Le|Gt|Ge"
+    r"|Equality|Unequality|Strict(Less|Greater)Than|(Less|Greater)Than"
 )
-"""Symbolic sizes: symbols, numbers and their arithmetic. Anything else is refused, for it is evaluated as Python."""
+"""What sympy and PyTorch call when a size is an expression of other sizes."""
 
 _TARGET = re.compile(
     r"torch\.ops\.(aten|prims|prim|_c10d_functional|higher_order|quantized_decomposed|torchvision)\.\w+(\.\w+)?"
@@ -112,19 +116,45 @@ def _json(data: bytes, name: str) -> dict[str, Any]:
 def _program_findings(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            if key == "expr_str" and (not isinstance(inner, str) or _EXPRESSION.fullmatch(inner) is None):
+            if key == "expr_str" and not (isinstance(inner, str) and _is_arithmetic(inner)):
                 yield f"the size {str(inner)[:60]!r} is no arithmetic of sizes"
             elif key == "target" and isinstance(inner, str) and _TARGET.fullmatch(inner) is None and "." in inner:
                 yield f"the operator {inner[:60]!r} is none of PyTorch's"
             elif key == "range_constraints" and isinstance(inner, dict):
                 for symbol in inner:
-                    if _EXPRESSION.fullmatch(symbol) is None:
+                    if not _is_arithmetic(symbol):
                         yield f"the symbol {symbol[:60]!r} is no symbol of a size"
             else:
                 yield from _program_findings(inner)
     elif isinstance(value, list):
         for inner in value:
             yield from _program_findings(inner)
+
+
+def _is_arithmetic(text: str) -> bool:
+    """Whether an expression is arithmetic of sizes. It will be evaluated as Python, so nothing else may be in it."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    return all(_is_harmless(node) for node in ast.walk(tree))
+
+
+def _is_harmless(node: ast.AST) -> bool:
+    match node:
+        case ast.Call(func=ast.Name(id=name)):
+            return _FUNCTIONS.fullmatch(name) is not None
+        case ast.Name(id=name):
+            return any(known.fullmatch(name) for known in (_FUNCTIONS, _SYMBOL)) or name in {"true", "false"}
+        case ast.Constant(value=value):
+            return isinstance(value, int | float) or (isinstance(value, str) and _SYMBOL.fullmatch(value) is not None)
+        case ast.keyword(arg=name):
+            return name in {"positive", "nonnegative", "integer", "real", "evaluate"}
+    harmless = (
+        ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Tuple, ast.Load, ast.operator, ast.unaryop,
+        ast.boolop, ast.cmpop,
+    )  # fmt: skip
+    return isinstance(node, harmless)
 
 
 def _pickle_names(data: bytes) -> Iterator[str]:

@@ -120,7 +120,6 @@ def _gemm(node: ir.Node) -> None:
         flipped = shape(source)[::-1]
         source = insert_before(node, "Transpose", [source], {"perm": [1, 0]}, output_shape=flipped, like=source)
         node.replace_input_with(0, source)
-        node.attributes.pop("transA")
     if weight is None or constant(source) is not None:
         _gemm_of_activations(node, source, third, alpha, beta)
         return
@@ -128,7 +127,7 @@ def _gemm(node: ir.Node) -> None:
     if not node.attributes.get_int("transB", 0) or alpha != 1:
         turned = weight if node.attributes.get_int("transB", 0) else weight.T
         set_constant(node, 1, np.ascontiguousarray(turned * np.float32(alpha)), "weight")
-    for name in ("alpha", "beta"):
+    for name in ("alpha", "beta", "transA"):
         node.attributes.pop(name, None)
     node.attributes.add(ir.AttrInt64("transB", 1))
     if third is None or (bias is not None and bias.size in (1, outer) and (bias.shape or (1,))[-1] == bias.size):
