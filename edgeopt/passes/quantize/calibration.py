@@ -76,12 +76,15 @@ class Calibration:
 
     Args:
         tensors: by value name, for every tensor that was asked for.
-        means: E per output channel of every weighted node's output before its activation, over ``fitted`` only.
+        means: mean per output channel of every weighted node's output before its activation, float64
+            (chosen samples, channels), in the order of ``chosen``.
+        outputs: the model's float outputs for the ``judged`` samples, in their order.
         samples: how many there were.
     """
 
     tensors: Mapping[str, TensorStatistics]
     means: Mapping[str, Array]
+    outputs: Mapping[str, list[Array]]
     samples: int
 
 
@@ -113,7 +116,8 @@ def calibrate(
     weighted: Sequence[str],
     samples: Samples,
     *,
-    fitted: Collection[int],
+    chosen: Collection[int],
+    judged: Collection[int],
     threads: int,
     seed: int,
 ) -> Calibration:
@@ -122,9 +126,10 @@ def calibrate(
     Args:
         model: canonical float graph; unchanged.
         tensors: value names to describe (no constants).
-        weighted: value names of weighted nodes' outputs, whose means over ``fitted`` samples are wanted.
+        weighted: value names of weighted nodes' outputs, whose means are wanted sample by sample.
         samples: read twice, in order.
-        fitted: sample indices.
+        chosen: indices of the samples whose means are kept; a bounded number.
+        judged: indices of the samples whose outputs are kept; a bounded number.
         threads: of ONNX Runtime.
         seed: of the positions that histograms look at.
 
@@ -133,7 +138,7 @@ def calibrate(
     """
     if not len(samples):
         raise DataError("calibration data holds no samples", hint="give at least one; 100 to 200 are usual")
-    first = _first_pass(model, tensors, weighted, samples, frozenset(fitted), threads)
+    first = _first_pass(model, tensors, weighted, samples, sorted(chosen), sorted(judged), threads)
     return _second_pass(model, first, samples, threads, seed)
 
 
@@ -142,12 +147,13 @@ def _first_pass(
     tensors: Sequence[str],
     weighted: Sequence[str],
     samples: Samples,
-    fitted: frozenset[int],
+    chosen: list[int],
+    judged: list[int],
     threads: int,
 ) -> Calibration:
     values = values_by_name(model)
     axes = {name: channel_axis(values[name]) for name in tensors}
-    probe = _Probe(model)
+    probe = _Probe(model, keep_outputs=True)
     for name in tensors:
         for op in ("ReduceMin", "ReduceMax", "ReduceMean", "ReduceSumSquare"):
             probe.reduce(name, op, axes[name])
@@ -159,7 +165,9 @@ def _first_pass(
     high: dict[str, Array] = {}
     sums: dict[str, Array] = {name: np.zeros(1) for name in axes}
     squares: dict[str, Array] = {name: np.zeros(1) for name in tensors}
-    fitted_sums: dict[str, Array] = {name: np.zeros(1) for name in weighted}
+    means: dict[str, list[Array]] = {name: [] for name in weighted}
+    outputs: dict[str, list[Array]] = {value.name or "": [] for value in model.graph.outputs}
+    wanted, kept = frozenset(chosen), frozenset(judged)
     elements = {name: math.prod(shape_of(values[name])) for name in tensors}
     count = 0
     with probe.session(threads) as session:
@@ -174,13 +182,16 @@ def _first_pass(
                         hint="check the sample for NaN and Inf, and its normalisation",
                     )
                 sums[name] = sums[name] + mean
-                if index in fitted and name in fitted_sums:
-                    fitted_sums[name] = fitted_sums[name] + mean
+                if index in wanted and name in means:
+                    means[name].append(mean)
             for name in tensors:
                 smallest, largest = got[f"{name}__ReduceMin"].reshape(-1), got[f"{name}__ReduceMax"].reshape(-1)
                 low[name] = np.minimum(low[name], smallest) if name in low else smallest
                 high[name] = np.maximum(high[name], largest) if name in high else largest
                 squares[name] = squares[name] + got[f"{name}__ReduceSumSquare"].astype(np.float64).reshape(-1)
+            if index in kept:
+                for name, rows in outputs.items():
+                    rows.append(got[name])
             count += 1
     if count != len(samples):
         raise DataError(f"calibration data promised {len(samples)} samples and gave {count}")
@@ -198,8 +209,8 @@ def _first_pass(
         )
         for name in tensors
     }
-    share = max(1, len(fitted))
-    return Calibration(described, {name: total / share for name, total in fitted_sums.items()}, count)
+    stacked = {name: np.stack(rows) if rows else np.zeros((0, 1)) for name, rows in means.items()}
+    return Calibration(described, stacked, outputs, count)
 
 
 def _second_pass(model: ir.Model, first: Calibration, samples: Samples, threads: int, seed: int) -> Calibration:
@@ -211,7 +222,7 @@ def _second_pass(model: ir.Model, first: Calibration, samples: Samples, threads:
     seen = {name: 0 for name in first.tensors}
     chosen = spread(first.samples, MOST_HISTOGRAM_SAMPLES)
     with probe.session(threads) as session:
-        for index, feed in track(_only(samples, chosen), "calibrate: histograms", len(chosen)):
+        for index, feed in track(only(samples, chosen), "calibrate: histograms", len(chosen)):
             random = np.random.default_rng((seed, index))
             got = run_sample(session, feed | probe.positions(random), index)
             for name, tensor in first.tensors.items():
@@ -252,7 +263,8 @@ def describe_constant(array: Array, axis: int | None) -> TensorStatistics:
     return replace(bare, histogram=counts / np.float32(rows.shape[1]), zeros=zeros / rows.shape[1])
 
 
-def _only(samples: Samples, chosen: Sequence[int]) -> Iterator[tuple[int, Feed]]:
+def only(samples: Samples, chosen: Sequence[int]) -> Iterator[tuple[int, Feed]]:
+    """The chosen samples with their indices, in order; stops reading after the last."""
     wanted = set(chosen)
     for index, feed in enumerate(islice(samples, max(wanted) + 1)):
         if index in wanted:
@@ -287,10 +299,11 @@ def values_by_name(model: ir.Model) -> dict[str, ir.Value]:
 class _Probe:
     """A copy of the float model whose outputs are statistics."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, *, keep_outputs: bool = False) -> None:
         self._model = model.clone()
         self._values = values_by_name(self._model)
-        self._model.graph.outputs.clear()
+        if not keep_outputs:
+            self._model.graph.outputs.clear()
         self._drawn: dict[str, tuple[int, int]] = {}
 
     def reduce(self, name: str, op: str, axis: int | None) -> None:
