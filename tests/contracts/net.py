@@ -45,9 +45,9 @@ def imported() -> ir.Model:
     return model
 
 
-def feeds(count: int = 8) -> list[dict[str, np.ndarray]]:
-    random = np.random.default_rng(1)
-    return [{"image": random.normal(size=(1, 3, 8, 8)).astype(np.float32)} for _ in range(count)]
+def feeds(*, seed: int = 1, scale: float = 1.0) -> list[dict[str, np.ndarray]]:
+    random = np.random.default_rng(seed)
+    return [{"image": (scale * random.normal(size=(1, 3, 8, 8))).astype(np.float32)} for _ in range(8)]
 
 
 def canonical(tmp_path: Path) -> ir.Model:

@@ -19,8 +19,9 @@ every_pass = pytest.mark.parametrize("kind", PASSES, ids=lambda kind: kind.__nam
 
 
 def answers(model: ir.Model) -> np.ndarray:
+    """On other samples than calibration has seen, and larger ones: what holds on those alone is no equality."""
     with Session(content(model)) as session:
-        return np.concatenate([session.run(feed)["logits"] for feed in feeds()])
+        return np.concatenate([session.run(feed)["logits"] for feed in feeds(seed=2, scale=3)])
 
 
 def context(tmp_path, *, calibration=True) -> Context:
