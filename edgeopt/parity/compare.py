@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from edgeopt.types import Frozen
 
@@ -112,6 +113,8 @@ class LevelReport(Frozen):
     unmatched: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
     located: Located | None = None
+    tensors_db: dict[str, float] = Field(default_factory=dict)
+    """SQNR of every tensor that was compared to find ``located``, in graph order."""
 
 
 class ParityReport(Frozen):

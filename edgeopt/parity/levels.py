@@ -33,6 +33,15 @@ from edgeopt.parity.compare import (
     level_report,
 )
 from edgeopt.parity.cuts import open_cut
+from edgeopt.parity.localize import (
+    BEST_INT8_DB,
+    FP16_DB,
+    LOCALIZE_SAMPLES,
+    ROUNDING_DB,
+    first_failing_segment,
+    float_errors,
+    quantization_errors,
+)
 from edgeopt.parity.runners import open_file
 from edgeopt.runtimes import onnxruntime
 from edgeopt.types import Artifact
@@ -99,8 +108,18 @@ def check_source(
     return level_report("L0", label, count, accumulators, _above("output", accumulators, limit, FLOAT_REL.reason))
 
 
-def check_quantization(graph: QuantizedGraph, samples: Iterable[Feed], *, threads: int = 1) -> LevelReport:
-    """``L1``: the float graph against the integer reference. A loss here is quantization's; nothing fails by itself."""
+def check_quantization(
+    graph: QuantizedGraph, samples: Iterable[Feed], *, threads: int = 1, localize: bool = False
+) -> LevelReport:
+    """``L1``: the float graph against the integer reference. A loss here is quantization's; nothing fails by itself.
+
+    Args:
+        graph: float graph and table.
+        samples: read once, one by one.
+        threads: fixed.
+        localize: also compare every tensor of the table, and name the first layer where the error jumps.
+    """
+    kept: list[Feed] = []
     accumulators = {value.name or "": Accumulator() for value in graph.model.graph.outputs}
     count = 0
     with (
@@ -109,11 +128,17 @@ def check_quantization(graph: QuantizedGraph, samples: Iterable[Feed], *, thread
     ):
         for feed in samples:
             count += 1
+            if localize and len(kept) < LOCALIZE_SAMPLES:
+                kept.append(dict(feed))
             expected, made = exact.run(feed), reference.run(feed)
             for name, accumulator in accumulators.items():
                 accumulator.add(expected[name], made[name])
     label = f"{count} samples, ONNX Runtime {onnxruntime.version()}, CPU, optimisations off"
-    return level_report("L1", label, count, accumulators)
+    more: dict[str, Any] = {}
+    if localize and graph.quantization is not None and graph.quantization.activations:
+        errors = quantization_errors(graph, kept, threads=threads)
+        more = {"located": errors.locate("L1", BEST_INT8_DB), "tensors_db": errors.sqnr_db()}
+    return level_report("L1", label, count, accumulators, **more)
 
 
 def check_artifact(
@@ -129,6 +154,7 @@ def check_artifact(
     end_to_end_db: float | None = None,
     min_sqnr_db: float | None = None,
     min_top1_agreement: float | None = None,
+    localize: bool = False,
 ) -> LevelReport:
     """``L2``: the artifact on its own runtime.
 
@@ -146,10 +172,13 @@ def check_artifact(
             ``END_TO_END_LOW_DB`` where that cannot be told.
         min_sqnr_db: what the user asks of every artifact, end to end.
         min_top1_agreement: the same.
+        localize: name the first layer where the error jumps, also where nothing failed. Where a tolerance fails, it
+            is named in any case.
 
     Raises:
         TargetError: the runtime refuses the file.
     """
+    kept: list[Feed] = []
     table = graph.quantization or Quantization()
     accumulators = {value.name or "": Accumulator() for value in graph.model.graph.outputs}
     count = 0
@@ -167,6 +196,8 @@ def check_artifact(
                 accumulator.add(expected[name], _same_shape(made[name], expected[name]))
             if segments is not None and count < segment_samples:
                 segments.add(feed)
+            if count < LOCALIZE_SAMPLES:
+                kept.append(dict(feed))
             count += 1
     found = segments.results() if segments is not None else ()
     failures = [segment.failure for segment in found if segment.failure is not None]
@@ -195,7 +226,12 @@ def check_artifact(
     agreement = report.top1_agreement
     if min_top1_agreement is not None and agreement is not None and agreement < min_top1_agreement:
         failures.append(f"top-1 agreement with float is {agreement:.2%}; at least {min_top1_agreement:.2%} was asked")
-    return report.model_copy(update={"failures": tuple(failures)})
+    located: dict[str, Any] = {"located": first_failing_segment(report)}
+    if not table.activations and (localize or failures):
+        errors = float_errors(graph, artifact, path, kept, threads=threads)
+        best = ROUNDING_DB if "fp16" not in schemes else FP16_DB
+        located = {"located": errors.locate("L2", best), "tensors_db": errors.sqnr_db()}
+    return report.model_copy(update={"failures": tuple(failures), **located})
 
 
 def _below_reference(report: LevelReport, reference: LevelReport, asked: float | None) -> list[str]:

@@ -42,6 +42,13 @@ class Port:
     zero_point: int = 0
     permutation: tuple[int, ...] | None = None
 
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        """The shape before the permutation."""
+        if self.permutation is None:
+            return self.shape
+        return tuple(self.shape[axis] for axis in np.argsort(self.permutation))
+
     def to_file(self, array: Array) -> Array:
         if self.permutation is not None:
             array = array.transpose(self.permutation)

@@ -587,7 +587,7 @@ class _Writer:
         scale = self._constant(f"{name}__io_scale", params.scale)
         zero_point = self._constant(f"{name}__io_zero_point", (params.zero_point + offset).astype(dtype))
         dequantize = ir.node("DequantizeLinear", [value, scale, zero_point])
-        _like(dequantize.outputs[0], value, f"{name}__float")
+        _like(dequantize.outputs[0], value, f"{name}__real")
         for use in uses:
             quantize = use.node
             if quantize.op_type == "QuantizeLinear" and dtype == self._dtype and self._grid(quantize) == params:
@@ -605,7 +605,7 @@ class _Writer:
     ) -> None:
         name = value.name or ""
         before = value.producer()
-        value.name = f"{name}__float"
+        value.name = f"{name}__real"
         if before is not None and before.op_type == "DequantizeLinear" and dtype == self._dtype:
             integers = before.inputs[0]
             made = integers is not None and integers.producer() is not None and not integers.is_graph_output()

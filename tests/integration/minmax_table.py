@@ -44,7 +44,12 @@ def minmax_table(
         channels = np.abs(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)).max(1)
         if node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) > 1:
             axis, channels = None, np.abs(weight).max()
-        params = QuantParams(np.maximum(channels, 1e-8) / 127, np.zeros(np.shape(channels)), axis)
+        scale = np.maximum(channels, 1e-8) / 127
+        if asked == "int8" and axis is not None:
+            # A channel of tiny weights keeps its bias within int32, with room for the sums beside it.
+            bias = np.abs(node.inputs[2].const_value.numpy())
+            scale = np.maximum(scale, bias / float(activations[node.inputs[0].name].scale) / 2**30)
+        params = QuantParams(scale, np.zeros(np.shape(channels)), axis)
         weights[node.inputs[1].name] = QuantizedTensor(params.quantize(weight), params)
         if asked == "int8":
             scale = activations[node.inputs[0].name].scale * params.scale

@@ -1,0 +1,296 @@
+"""The ONNX target on ONNX Runtime: what is fused, what is guarded, and that files mean what the table says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from edgeopt.errors import TargetError
+from edgeopt.formats import onnx as onnx_format
+from edgeopt.graph.qdq import to_qdq
+from edgeopt.graph.quantization import QuantizedGraph
+from edgeopt.parity.levels import check_artifact, check_quantization
+from edgeopt.runtimes.onnxruntime import Session
+from edgeopt.targets.onnx import Onnx
+from edgeopt.types import Preprocess, SchemeName
+from tests.integration.minmax_table import minmax_table
+from tests.integration.small_nets import Net, attention, classifier, detector, samples
+
+NETS: dict[str, Callable[[], ir.Model]] = {"classifier": classifier, "detector": detector, "attention": attention}
+every_net = pytest.mark.parametrize("net", NETS.values(), ids=NETS.keys())
+
+
+def quantized(model: ir.Model, scheme: SchemeName = "int8", *rules: tuple[str, SchemeName]) -> QuantizedGraph:
+    return minmax_table(model, samples(model, 16), scheme=scheme, rules=rules)
+
+
+def run(path: Path, feed: dict[str, np.ndarray], **how: bool) -> dict[str, np.ndarray]:
+    with Session(path, **how) as session:
+        return session.run(feed)
+
+
+def operators(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+@every_net
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+def test_every_segment_of_an_int8_file_is_within_one_step(
+    net: Callable[[], ir.Model], activations: str, tmp_path: Path
+) -> None:
+    model = net()
+    graph = quantized(model)
+    artifact = Onnx(activations=activations).lower(graph, tmp_path)
+    feeds = samples(model, 12, seed=8)
+    reference = check_quantization(graph, feeds)
+    report = check_artifact(graph, artifact, tmp_path / artifact.path, feeds, reference=reference, segment_samples=12)
+    assert not report.failures
+    assert not report.unmatched
+    assert report.lsb_max is not None and report.lsb_max < 1.01
+    assert len(report.segments) > 10
+
+
+@every_net
+@pytest.mark.parametrize("scheme", ["fp32", "fp16", "int8-weights", "int8-dynamic"])
+def test_other_schemes_keep_their_tolerance(net: Callable[[], ir.Model], scheme: SchemeName, tmp_path: Path) -> None:
+    model = net()
+    graph = quantized(model, scheme)
+    artifact = Onnx().lower(graph, tmp_path)
+    feeds = samples(model, 6, seed=8)
+    report = check_artifact(
+        graph, artifact, tmp_path / artifact.path, feeds, reference=check_quantization(graph, feeds), segment_samples=6
+    )
+    assert not report.failures
+    on, off = (run(tmp_path / artifact.path, feeds[0], optimize=optimize) for optimize in (True, False))
+    for name, value in on.items():
+        assert value.dtype == np.float32, "inputs and outputs stay float32"
+        np.testing.assert_allclose(value, off[name], atol=0.02 * np.abs(off[name]).max(), rtol=0)
+
+
+def test_all_weighted_nodes_are_integer_kernels_in_what_the_runtime_makes_of_it(tmp_path: Path) -> None:
+    graph = quantized(classifier())
+    realised = Onnx().lower(graph, tmp_path).realised
+    assert realised is not None
+    assert realised.int8_ops["QLinearConv"] == 6
+    assert realised.int8_ops["QGemm"] == 1
+    assert realised.int8_ops["QLinearAdd"] == 1
+    assert realised.float_ops == {}
+    assert realised.leftovers == realised.unasked_float == ()
+    written = operators(tmp_path / "model.onnx")
+    assert "Relu" not in written, "grids from zero imply it"
+    assert written.count("Clip") == 1, "one Relu shares a grid with a signed tensor: it clips integers"
+
+
+def test_what_the_runtime_has_no_kernel_for_is_a_leftover_not_a_failure(tmp_path: Path) -> None:
+    realised = Onnx().lower(quantized(detector()), tmp_path).realised
+    assert realised is not None
+    assert realised.unasked_float == ()
+    assert [text.split()[0] for text in realised.leftovers] == ["ConvTranspose"]
+    assert realised.float_ops["ConvTranspose"] == 1
+    assert realised.int8_ops["QLinearSigmoid"] == 1, "the sigmoid of a SiLU"
+
+
+def test_a_weighted_node_found_in_float_is_named(tmp_path: Path) -> None:
+    graph = quantized(classifier())
+    Onnx().lower(graph, tmp_path)
+    path = tmp_path / "model.onnx"
+    model = ir.load(path)
+    relu = next(node for node in model.graph if node.name == "wide")
+    quantize = next(iter(relu.outputs[0].uses())).node
+    extra = ir.node("Neg", [relu.outputs[0]])  # a second reader stops the fusion, as a stray operator would
+    extra.outputs[0].name = "stray"
+    extra.outputs[0].type, extra.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([1, 16, 8, 8])
+    model.graph.insert_before(quantize, [extra])
+    model.graph.outputs.append(extra.outputs[0])
+    ir.save(model, path)
+    assert Onnx().realised(path, graph).unasked_float == ("wide",)
+
+
+RULES = [
+    ("pointwise",),
+    ("wide",),
+    ("depthwise", "relu_dw"),
+    ("stem", "relu6"),
+    ("signed", "wide", "relu_wide"),
+    ("last",),
+]
+
+
+@pytest.mark.parametrize("names", RULES, ids=lambda names: "+".join(names))
+@pytest.mark.parametrize("scheme", ["fp32", "fp16", "int8-weights"])
+def test_a_float_layer_between_integers_stays_float(names: tuple[str, ...], scheme: SchemeName, tmp_path: Path) -> None:
+    """ONNX Runtime would make it per-tensor int8, silently; with and without optimisations it must be the same."""
+    model = classifier()
+    graph = quantized(model, "int8", *((name, scheme) for name in names))
+    artifact = Onnx().lower(graph, tmp_path)
+    feeds = samples(model, 8, seed=8)
+    report = check_artifact(
+        graph, artifact, tmp_path / artifact.path, feeds, reference=check_quantization(graph, feeds), segment_samples=8
+    )
+    assert not report.failures
+    assert artifact.realised is not None
+    weighted = sum(name in ("pointwise", "wide", "depthwise", "stem", "signed", "last") for name in names)
+    assert artifact.realised.int8_ops["QLinearConv"] == 6 - weighted
+    assert artifact.realised.unasked_float == ()
+    table = graph.quantization
+    assert table is not None
+    step = float(table.activations["logits"].scale)
+    for feed in feeds:
+        on, off = (run(tmp_path / artifact.path, feed, optimize=optimize)["logits"] for optimize in (True, False))
+        assert np.abs(on - off).max() <= 3 * step
+
+
+def test_the_guard_is_needed_and_holds(tmp_path: Path) -> None:
+    """One float convolution with channels of very different size between two int8 ones: per tensor it collapses."""
+    net = Net(3)
+    a = net.add("Relu", "relu_a", [net.conv("a", "x", 3, 8)])
+    pool = net.add("MaxPool", "pool", [a], kernel_shape=[2, 2], strides=[2, 2])
+    b = net.add("Relu", "relu_b", [net.conv("b", pool, 8, 8)])
+    net.conv("y", b, 8, 4)
+    model = net.model({"x": [1, 3, 16, 16]}, {"y": [1, 4, 8, 8]})
+    weight = next(v for v in model.graph.initializers.values() if v.name == "b.weight")
+    spread = weight.const_value.numpy() * np.logspace(0, -4, 8, dtype=np.float32).reshape(-1, 1, 1, 1)
+    weight.const_value = ir.tensor(spread, name="b.weight")
+    graph = quantized(model, "int8", ("b", "fp32"), ("pool", "fp32"))
+    feed = samples(model, 1, seed=8)[0]
+
+    plain = tmp_path / "plain.onnx"
+    ir.save(to_qdq(graph, unsigned=True), plain)
+    with Session(plain, save_optimized=tmp_path / "optimised.onnx"):
+        pass
+    assert operators(tmp_path / "optimised.onnx").count("QLinearConv") == 3, (
+        "ONNX Runtime no longer does it: drop the guard"
+    )
+
+    artifact = Onnx().lower(graph, tmp_path)
+    assert artifact.realised is not None and artifact.realised.int8_ops["QLinearConv"] == 2
+    on, off = (run(tmp_path / artifact.path, feed, optimize=optimize)["y"] for optimize in (True, False))
+    step = float(graph.quantization.activations["y"].scale) if graph.quantization else 0
+    assert np.abs(on - off).max() <= 3 * step
+
+
+@every_net
+def test_uint8_and_int8_are_the_same_grid(net: Callable[[], ir.Model], tmp_path: Path) -> None:
+    model = net()
+    graph = quantized(model)
+    found = {}
+    for kind in ("uint8", "int8"):
+        (tmp_path / kind).mkdir()
+        artifact = Onnx(activations=kind).lower(graph, tmp_path / kind)
+        found[kind] = [run(tmp_path / kind / artifact.path, feed, optimize=False) for feed in samples(model, 4)]
+    for ours, theirs in zip(found["uint8"], found["int8"], strict=True):
+        for name, value in ours.items():
+            assert np.array_equal(value, theirs[name])
+
+
+@pytest.mark.parametrize("io", ["int8", "uint8"])
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+@every_net
+def test_integer_inputs_and_outputs(net: Callable[[], ir.Model], io: str, activations: str, tmp_path: Path) -> None:
+    model = net()
+    graph = quantized(model)
+    if net is attention:
+        with pytest.raises(TargetError, match="no grid"):
+            Onnx(io=io).lower(graph, tmp_path)
+        return
+    artifact = Onnx(io=io, activations=activations).lower(graph, tmp_path)
+    path = tmp_path / artifact.path
+    assert {spec.dtype for spec in (*artifact.signature.inputs, *artifact.signature.outputs)} == {io}
+    assert {spec.name for spec in artifact.signature.outputs} == {value.name for value in model.graph.outputs}
+    grids = json.loads(onnx_format.metadata(path)["edgeopt.io"])
+    assert set(grids) == {"x", *(value.name for value in model.graph.outputs)}
+    feeds = samples(model, 8, seed=8)
+    report = check_artifact(graph, artifact, path, feeds, reference=check_quantization(graph, feeds), segment_samples=8)
+    assert not report.failures
+    if activations == io:
+        made = {name for node in onnx.load(path).graph.node for name in node.output}
+        assert "x__real" not in made, "the given integers are read as they are"
+
+
+@pytest.mark.parametrize("opset", [13, 16, 17, 18, 19, 21, 23])
+@every_net
+def test_every_opset_means_the_same(net: Callable[[], ir.Model], opset: int, tmp_path: Path) -> None:
+    model = net()
+    graph = quantized(model)
+    artifact = Onnx(opset=opset).lower(graph, tmp_path)
+    written = onnx.load(tmp_path / artifact.path)
+    assert {entry.domain: entry.version for entry in written.opset_import}[""] == opset
+    onnx.checker.check_model(written, full_check=True)
+    feeds = samples(model, 4, seed=8)
+    report = check_artifact(
+        graph, artifact, tmp_path / artifact.path, feeds, reference=check_quantization(graph, feeds), segment_samples=4
+    )
+    assert not report.failures
+    assert artifact.realised is not None and artifact.realised.unasked_float == ()
+
+
+def test_same_graph_same_bytes_and_the_graph_is_left_alone(tmp_path: Path) -> None:
+    graph = quantized(detector())
+    before = ir.to_proto(graph.model).SerializeToString(deterministic=True)
+    found = set()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        artifact = Onnx().lower(graph, tmp_path / name)
+        found.add(hashlib.sha256((tmp_path / name / artifact.path).read_bytes()).hexdigest())
+        assert artifact.digest in found
+    assert len(found) == 1
+    assert ir.to_proto(graph.model).SerializeToString(deterministic=True) == before
+
+
+def test_the_contract_travels_with_the_file(tmp_path: Path) -> None:
+    preprocess = Preprocess(resize=20, crop=16, mean=(0.5,), std=(0.25,))
+    Onnx().lower(quantized(classifier()), tmp_path, preprocess=preprocess, labels=("cat", "dog"))
+    summary = onnx_format.summarise(tmp_path / "model.onnx")
+    assert summary.preprocess == preprocess
+    assert summary.labels == ("cat", "dog")
+
+
+def test_inspection_shows_every_scale_and_every_layer(tmp_path: Path) -> None:
+    graph = quantized(classifier())
+    Onnx().lower(graph, tmp_path)
+    summary = onnx_format.summarise(tmp_path / "model.onnx")
+    table = graph.quantization
+    assert table is not None
+    grids = {grid.tensor: grid for grid in summary.grids}
+    for name, params in table.activations.items():
+        if name in grids:
+            assert grids[name].scale == (float(params.scale),)
+            assert grids[name].zero_point == (int(params.zero_point) + 128,)
+    assert set(table.activations) - set(grids) == {"logits"}, "its last pair was dropped"
+    assert len(grids["wide.weight"].scale) == 16
+    assert summary.ops["int8"]["Conv"] == 6
+    assert {layer.name: layer.bytes for layer in summary.layers}["wide"] >= 16 * 16 * 9
+
+
+def test_a_file_holds_little_besides_its_weights(tmp_path: Path) -> None:
+    graph = quantized(classifier())
+    artifact = Onnx().lower(graph, tmp_path)
+    table = graph.quantization
+    assert table is not None
+    weights = sum(weight.integers.nbytes + 4 * weight.params.scale.size for weight in table.weights.values())
+    biases = sum(8 * bias.size for bias in table.biases.values())
+    nodes = len(operators(tmp_path / artifact.path))
+    assert artifact.size_bytes < weights + biases + 180 * nodes
+
+
+def test_fp16_says_which_weight_does_not_fit(tmp_path: Path) -> None:
+    model = classifier()
+    weight = model.graph.initializers["wide.weight"]
+    weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1e6), name="wide.weight")
+    with pytest.raises(TargetError, match=r"wide\.weight"):
+        Onnx().lower(quantized(model, "fp16"), tmp_path)
+
+
+def test_an_opset_without_the_operator_is_refused_by_name(tmp_path: Path) -> None:
+    net = Net()
+    net.add("GridSample", "y", ["x", net.constant("grid", np.zeros((1, 4, 4, 2), np.float32))])
+    model = net.model({"x": [1, 3, 8, 8]}, {"y": [1, 3, 4, 4]})
+    with pytest.raises(TargetError, match="node y: GridSample"):
+        Onnx(opset=14).lower(QuantizedGraph(model), tmp_path)
