@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt.errors import MissingPackage, ModelError, UnsupportedOperator
+from edgeopt.errors import MissingPackage, ModelError
 from edgeopt.frontends import Imported
 from edgeopt.frontends.torch import load_exported, load_torch
 from edgeopt.graph.model import serialise
@@ -126,7 +126,7 @@ def test_a_module_becomes_the_canonical_graph_and_stays_the_same_function(import
     assert any(line.startswith("usernet.py:") and "self.head" in line for line in imported.where.values())
 
 
-def test_the_main_process_does_not_load_torch(folder: Path) -> None:
+def test_an_operator_without_onnx_form_names_the_line_and_torch_stays_out_of_this_process(folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from edgeopt.frontends.torch import load_torch\n"
         "try: load_torch('usernet:odd', None, {'x': (2, 2)}, root=Path(sys.argv[1]))\n"
@@ -135,13 +135,8 @@ def test_the_main_process_does_not_load_torch(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    assert "UnsupportedOperator" in done.stdout
-
-
-def test_an_operator_without_onnx_form_names_the_line(folder: Path) -> None:
-    with pytest.raises(UnsupportedOperator, match="linalg_svd has no form in ONNX") as caught:
-        load_torch("usernet:odd", None, {"x": (3, 3)}, root=folder)
-    assert "usernet.py:" in str(caught.value) and "torch.linalg.svd(y)[1]" in str(caught.value)
+    assert "UnsupportedOperator" in done.stdout and "linalg_svd has no form in ONNX" in done.stdout
+    assert "usernet.py:" in done.stdout and "torch.linalg.svd(y)[1]" in done.stdout
 
 
 def test_a_forward_that_decides_by_values(folder: Path) -> None:
@@ -157,8 +152,8 @@ def test_a_crash_says_the_last_words(folder: Path) -> None:
 
 
 def test_a_hang_ends(folder: Path) -> None:
-    with pytest.raises(ModelError, match="did not answer within 8 s"):
-        load_torch("usernet:hang", None, {"x": (3,)}, root=folder, limit_s=8.0)
+    with pytest.raises(ModelError, match="did not answer within 3 s"):
+        load_torch("usernet:hang", None, {"x": (3,)}, root=folder, limit_s=3.0)
 
 
 def test_modules_named_as_the_standard_library_do_not_break_the_worker(folder: Path, tmp_path: Path) -> None:
