@@ -77,7 +77,7 @@ def operand(e: Emitter, value: ir.Value, layout: Layout) -> int:
     wide = (*(1,) * (rank - len(shape)), *shape)
     array = constant(value)
     if array is not None and not e.native and not (e.scheme == "int8" and e.grid(value) is not None):
-        return e.float_constant(value.name or "constant", _narrow(array, wide, layout))
+        return e.constant(value.name or "constant", _narrow(array, wide, layout))
     if not lay.is_plain(layout):
         return e.read_as_it_lies(value).index
     if len(shape) == rank:

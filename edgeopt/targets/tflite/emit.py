@@ -6,7 +6,7 @@ semantics says it reads (see ``graph.quantization``), converting and moving only
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -28,8 +28,6 @@ Array = npt.NDArray[Any]
 
 INTEGERS_SUFFIX = "__q"
 FLOAT_SUFFIX = "__dq"
-HALF_FROM = 1024
-"""Constants that are no weights are stored as float16 from this many values on: below, a DEQUANTIZE costs more."""
 
 NONE, RELU, RELU_N1_TO_1, RELU6 = 0, 1, 2, 3
 """The schema's ActivationFunctionType."""
@@ -81,6 +79,8 @@ class Emitter:
         self._moved: dict[tuple[int, Layout], Stored] = {}
         self._islands: dict[tuple[ir.Value, ir.Node | None], Stored] = {}
         self._constants: dict[tuple[object, ...], int] = {}
+        self._clamp: tuple[float, float] | None = None
+        self._shared: dict[tuple[object, ...], int] = {}
 
     # --- tensors and operators
 
@@ -153,6 +153,12 @@ class Emitter:
     def shape(self, index: int) -> tuple[int, ...]:
         return self.model.tensors[index].shape
 
+    def shared(self, key: tuple[object, ...], make: Callable[[], int]) -> int:
+        """The tensor that ``make`` wrote for ``key``, written once."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
     @property
     def _scope(self) -> str:
         return (self.node.name if self.node is not None else None) or "edgeopt"
@@ -208,7 +214,7 @@ class Emitter:
         if value in self.floats:
             return self.floats[value]
         if (array := constant(value)) is not None:
-            self.floats[value] = Stored(self.float_constant(value.name or "", array), lay.plain(array.shape))
+            self.floats[value] = Stored(self.constant(value.name or "", array), lay.plain(array.shape))
             return self.floats[value]
         source = self.integers[value]
         index = self.tensor(self.name(value, "float32"), self.shape(source.index))
@@ -225,12 +231,6 @@ class Emitter:
             self.operator("DEQUANTIZE", (source.index,), (index,))
             self._islands[key] = Stored(index, source.layout)
         return self._islands[key]
-
-    def float_constant(self, hint: str, array: Array) -> int:
-        """A float constant, stored as float16 if it is large and the node at work asks for that."""
-        if self.scheme == "fp16" and array.size >= HALF_FROM and array.dtype == np.float32:
-            return self.dequantized(self.constant(hint, half(array, hint)), hint)
-        return self.constant(hint, array)
 
     def dequantized(self, index: int, hint: str) -> int:
         """Float values of a stored constant; the delegate computes them once, when it loads."""
@@ -324,7 +324,8 @@ class Emitter:
         shape = lay.stored_shape(layout) if shape is None else shape
         if self.native:
             grid = self._required_grid(value)
-            index = self.tensor(self.name(value, "int8"), shape, "int8", grid=grid)
+            name = f"{self._scope}/unclamped" if self._clamp is not None else self.name(value, "int8")
+            index = self.tensor(name, shape, "int8", grid=grid)
             self.integers[value] = Stored(index, layout)
             return index
         dtype = _DTYPES.get(value.dtype, "float32")
@@ -352,12 +353,37 @@ class Emitter:
 
     def written(self, value: ir.Value, index: int, layout: Layout) -> None:
         """``index`` holds the computed ``value``: quantize it where the table has a float node's result as integers."""
-        if self.native or not self.is_integers(value):
+        if self.native and self._clamp is not None:
+            index = self._clamped(index)
+        elif self.native or not self.is_integers(value):
             return
         grid = self._required_grid(value)
         integers = self.tensor(self.name(value, "int8"), self.shape(index), "int8", grid=grid)
         self.operator("QUANTIZE", (index,), (integers,))
         self.integers[value] = Stored(integers, layout)
+
+    def _clamped(self, index: int) -> int:
+        """Float values of integers within the bounds of an activation that no fused one says; XNNPACK makes a table."""
+        assert self._clamp is not None
+        low, high = self._clamp
+        self._clamp = None
+        shape = self.shape(index)
+        index = self.step("DEQUANTIZE", (index,), shape)
+        for code, bound in (("MAXIMUM", low), ("MINIMUM", high)):
+            if np.isfinite(bound):
+                limit = self.constant("bound", np.asarray([bound], np.float32))
+                index = self.step(code, (index, limit), shape, options("MaximumMinimum"))
+        return index
+
+    def adopt(self, value: ir.Value, index: int, layout: Layout) -> None:
+        """``value`` is the tensor ``index``; if it was made for the node at work, it takes the value's name."""
+        record = self.model.tensors[index]
+        if record.name.startswith(f"{self._scope}/") and (self.native or not self.is_integers(value)):
+            name = self.name(value, "int8" if self.native else "float32")
+            if name not in self._taken:
+                self._taken.add(name)
+                record.name = name
+        self.alias(value, Stored(index, layout))
 
     def alias(self, value: ir.Value, stored: Stored) -> None:
         """``value`` is an existing tensor under another name or layout."""
@@ -378,7 +404,9 @@ class Emitter:
         """
         value = node.outputs[0]
         behind = fused_activation(node)
-        if behind is None or self.grid(value) is not None or self.table.scheme(behind) != self.scheme:
+        if behind is None or self.grid(value) is not None:
+            return NONE, value
+        if (self.table.scheme(behind) == "int8") != (self.scheme == "int8"):
             return NONE, value
         low, high = clip_bounds(behind)
         kind = FUSED_FLOAT.get((low, high))
@@ -387,6 +415,9 @@ class Emitter:
             if grid is None:
                 return NONE, value
             kind = _fused_integers(grid, low, high)
+            if kind is None:
+                self._clamp = (low, high)
+                kind = NONE
         if kind is None:
             return NONE, value
         self.done.add(behind)
@@ -399,10 +430,7 @@ class Emitter:
         behind = fused_activation(node)
         if behind is None or self.table.scheme(behind) != "int8":
             return None
-        grid = self.grid(behind.outputs[0])
-        if grid is None or _fused_integers(grid, *clip_bounds(behind)) is None:
-            return None
-        return behind.outputs[0]
+        return behind.outputs[0] if self.grid(behind.outputs[0]) is not None else None
 
     # --- weights
 
@@ -477,11 +505,11 @@ def half(array: Array, name: str) -> Array:
 
 def _fused_integers(grid: QuantParams, low: float, high: float) -> int | None:
     """The fused activation that clamps integers of ``grid`` to [low, high], or None."""
-    limits = grid.quantize(np.clip([low, high], -np.finfo(np.float32).max, np.finfo(np.float32).max))
-    low_implied, high_implied = limits[0] == INT8_MIN, limits[1] == INT8_MAX
-    if low_implied and high_implied:
+    far = float(grid.scale) * 2**10
+    bottom, top = grid.quantize(np.clip([low, high], -far, far))
+    if bottom == INT8_MIN and top == INT8_MAX:
         return NONE
-    if low == 0 and high_implied:
+    if low == 0 and top == INT8_MAX:
         return RELU
     return FUSED_FLOAT.get((low, high))
 

@@ -9,6 +9,7 @@ from edgeopt.errors import TargetError
 from edgeopt.formats import tflite
 from edgeopt.graph.placement import WEIGHTED, fused_activation
 from edgeopt.graph.quantization import QuantizedGraph
+from edgeopt.targets.tflite.emit import INTEGERS_SUFFIX
 from edgeopt.types import Realised
 
 LUT_OPS = frozenset(
@@ -19,8 +20,8 @@ LUT_OPS = frozenset(
     }
 )  # fmt: skip
 """Elementwise operators: a chain of them on one 8-bit variable is one table of 256 values in XNNPACK."""
-MOVING_TRANSPOSES = frozenset({"Transpose", "Gather", "DepthToSpace"})
-"""Operators of the source that ask for a transposition."""
+ASKS_TRANSPOSE = frozenset({"Transpose", "Gather", "DepthToSpace", "Slice"})
+"""Operators of the source that can ask for a transposition: a shuffle of channels is one, however it is written."""
 
 
 def realised(path: Path, graph: QuantizedGraph) -> Realised:
@@ -39,7 +40,7 @@ def realised(path: Path, graph: QuantizedGraph) -> Realised:
             outside = session.undelegated()
     except ValueError as error:
         raise TargetError(f"LiteRT does not load the file: {error}", where=str(path)) from error
-    tables, islands = _islands(model)
+    tables, islands = _islands(model, graph)
     int8_ops: Counter[str] = Counter()
     float_ops: Counter[str] = Counter()
     other_ops: Counter[str] = Counter()
@@ -69,17 +70,23 @@ def _transposes(model: tflite.Model, graph: QuantizedGraph) -> tuple[str, ...]:
         for operator in model.operators
         if operator.code == "TRANSPOSE" and not boundary.intersection((operator.inputs[0], operator.outputs[0]))
     ]
-    asked = sum(node.op_type in MOVING_TRANSPOSES for node in graph.model.graph)
-    # A Reshape that splits and joins across the channel axis asks for one as well: no order of axes makes it free.
-    asked += sum(
-        node.op_type == "Reshape" and any(model.tensors[o.outputs[0]].name.startswith(f"{node.name}/") for o in found)
+    asked = sum(node.op_type == "Transpose" for node in graph.model.graph)
+    shuffles = {node.name for node in graph.model.graph if node.op_type in ASKS_TRANSPOSE - {"Transpose"}}
+    names = [model.tensors[operator.outputs[0]].name for operator in found]
+    # What the writer makes between operators is named after the node that it was made for.
+    rest = [name for name in names if name.partition("/")[0] not in shuffles]
+    return tuple(f"TRANSPOSE {name}" for name in rest[asked:])
+
+
+def _islands(model: tflite.Model, graph: QuantizedGraph) -> tuple[set[int], tuple[str, ...]]:
+    """Operators inside chains that become a table, and other float stretches that the table wants in int8."""
+    table = graph.quantization
+    asked = {
+        output.name
         for node in graph.model.graph
-    )
-    return tuple(f"TRANSPOSE {model.tensors[operator.outputs[0]].name}" for operator in found[asked:])
-
-
-def _islands(model: tflite.Model) -> tuple[set[int], tuple[str, ...]]:
-    """Operators inside chains that become a table, and names of the other float stretches between integers."""
+        if table is not None and table.scheme(node) == "int8"
+        for output in node.outputs
+    }
     producers, consumers = model.producers(), model.consumers()
     tables: set[int] = set()
     islands: list[str] = []
@@ -97,7 +104,7 @@ def _islands(model: tflite.Model) -> tuple[set[int], tuple[str, ...]]:
         )
         if is_table:
             tables |= inside
-        else:
+        elif name.removesuffix(INTEGERS_SUFFIX) in asked:
             islands.append(f"float between integers, up to {name}")
     return tables, tuple(islands)
 
