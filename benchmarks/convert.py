@@ -29,10 +29,6 @@ class Conversion:
     def target(self, name: str) -> dict[str, Any]:
         return self.report["targets"][name]
 
-    def lowering_s(self, name: str) -> float | None:
-        """Seconds that writing the target's file from the quantized graph took, as the report has them."""
-        return self.target(name).get("seconds")
-
     def path(self, name: str) -> Path:
         return self.out / self.target(name)["path"]
 
@@ -62,8 +58,8 @@ def convert(source: Path, out: Path, *options: str) -> Conversion:
     """
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "edgeopt", "convert", str(source), "--out", str(out), *options]
-    print("$ edgeopt " + " ".join(command[3:]), file=sys.stderr, flush=True)
+    command = [str(Path(sys.executable).with_name("edgeopt")), "convert", str(source), "--out", str(out), *options]
+    print("$ edgeopt " + " ".join(command[1:]), file=sys.stderr, flush=True)
     log = out.with_suffix(".log")
     with log.open("w") as file:
         done = subprocess.run(

@@ -78,19 +78,19 @@ def verdict(model: data.TrainedModel, rows: list[Score]) -> str:
         return f"**Not met**: edgeopt made no file ({ours[0]['error']})."
     best = max((r["sqnr_db"] for r in theirs), default=None)
     lowest = min(r["sqnr_db"] for r in ours)
-    lead = "" if best is None else f" ({lowest - best:+.1f} dB against the best peer)"
+    lead = "" if best is None else f" ({lowest - best:+.2f} dB against the best peer)"
     if model.detector:
         drop = max(r["map50_drop"] for r in ours)
         met = best is not None and lowest >= best + DETECTOR_MARGIN_DB and drop <= DETECTOR_MAP_DROP
         bar = f"best peer + {DETECTOR_MARGIN_DB:.0f} dB, mAP50 drop at most {DETECTOR_MAP_DROP} point"
-        return f"{'Met' if met else '**Not met**'}: {lowest:.1f} dB{lead}, mAP50 drop {drop:.2f}; asked for {bar}."
+        return f"{'Met' if met else '**Not met**'}: {lowest:.2f} dB{lead}, mAP50 drop {drop:.2f}; asked for {bar}."
     if model.name not in MUST:
-        return f"{lowest:.1f} dB{lead}. Nothing was asked for and nothing was chosen on this model."
+        return f"{lowest:.2f} dB{lead}. Nothing was asked for and nothing was chosen on this model."
     db, agree = MUST[model.name]
     least = min(r["agreement"] for r in ours)
     met = lowest >= db and least >= agree
     return (
-        f"{'Met' if met else '**Not met**'}: {lowest:.1f} dB{lead}, {least:.1f} % agreement; "
+        f"{'Met' if met else '**Not met**'}: {lowest:.2f} dB{lead}, {least:.1f} % agreement; "
         f"asked for {db:.1f} dB and {agree} %, aimed at {AIM[model.name]:.1f} dB."
     )
 
