@@ -28,7 +28,7 @@ class Net:
         self.nodes.append(helper.make_node(op, inputs, [f"{name}_out"], name=name, **attributes))
         return f"{name}_out"
 
-    def conv(self, name: str, x: str, cin: int, cout: int, k: int = 3, stride: int = 1, group: int = 1) -> str:
+    def conv(self, name: str, x: str, cin: int, cout: int, *, k: int = 3, stride: int = 1, group: int = 1) -> str:
         weights = [self.weight(f"{name}.weight", cout, cin // group, k, k), self.weight(f"{name}.bias", cout)]
         return self.add(
             "Conv", name, [x, *weights], kernel_shape=[k, k], pads=[k // 2] * 4, strides=[stride] * 2, group=group

@@ -123,7 +123,7 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize("names", RULES, ids=lambda names: "+".join(names))
+@pytest.mark.parametrize("names", RULES, ids="+".join)
 @pytest.mark.parametrize("scheme", ["fp32", "fp16", "int8-weights"])
 def test_a_float_layer_between_integers_stays_float(names: tuple[str, ...], scheme: SchemeName, tmp_path: Path) -> None:
     """ONNX Runtime would make it per-tensor int8, silently; with and without optimisations it must be the same."""
