@@ -221,9 +221,9 @@ def markdown(records: list[dict[str, Any]], command: str) -> str:
             tables.conditions(command, ["ai-edge-litert", "onnx", "numpy"], versions),
             "Seconds, in running processes that have imported everything. Peers: `litert_torch.convert`, then "
             "ai-edge-quantizer, calibration included. Ours: from the ONNX file to the canonical graph, and from graph "
-            "and table to the written file; choosing the scales is not in it. All of it is `whole convert`: "
-            "start, import, calibration on 32 images, quantization, writing, parity, latency. Export to ONNX by PyTorch "
-            "comes before ours and is in the last column.",
+            "and table to the written file; choosing the scales is not in it. All of it is `whole convert`: start, "
+            "import, calibration on 32 images, quantization, writing, parity, latency. PyTorch's export to ONNX comes "
+            "before ours and is in the last column.",
             tables.table(
                 [
                     *("net", "peers: convert", "peers: quantize", "ours, float: import + write", "× faster"),
