@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.graph.constraints import FixedOutput
+from edgeopt.graph.constraints import Constraints, FixedOutput
 from edgeopt.graph.placement import WEIGHTED, place
 from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantizedTensor, QuantParams, Range
 from edgeopt.runtimes.onnxruntime import Session
@@ -20,9 +20,10 @@ def minmax_table(
     *,
     scheme: SchemeName = "int8",
     rules: Sequence[tuple[str, SchemeName]] = (),
+    constraints: Constraints | None = None,
 ) -> QuantizedGraph:
     """Ranges are what the samples reach; weights are rounded to the nearest step, per channel."""
-    placement = place(model, scheme=scheme, rules=rules)
+    placement = place(model, scheme=scheme, rules=rules, constraints=constraints)
     ranges = _ranges(model, (*placement.activations, *placement.range_only), samples)
     for group in placement.groups:
         union = Range(min(ranges[n].low for n in group), max(ranges[n].high for n in group))

@@ -38,7 +38,7 @@ INT8_VERSIONS = {
     "CONCATENATION": 2, "PAD": 2, "PADV2": 2, "MAX_POOL_2D": 2, "AVERAGE_POOL_2D": 2, "MEAN": 2, "TRANSPOSE": 2,
     "SPLIT": 2, "SLICE": 2, "STRIDED_SLICE": 2, "RESIZE_BILINEAR": 2, "RESIZE_NEAREST_NEIGHBOR": 2, "LOGISTIC": 2,
     "TANH": 2, "BATCH_MATMUL": 2, "DEQUANTIZE": 2, "SPACE_TO_DEPTH": 2, "SUM": 2, "REDUCE_MAX": 2, "GATHER": 2,
-    "BROADCAST_TO": 2, "MIRROR_PAD": 2,
+    "MIRROR_PAD": 2,
 }  # fmt: skip
 """First operator version that takes int8, so that a runtime too old says so (tensorflow/lite/tools/versioning)."""
 
@@ -139,7 +139,9 @@ class Emitter:
         elif code == "FULLY_CONNECTED" and first.dtype == "float32" and self.model.tensors[inputs[1]].dtype == "int8":
             version = 12
         elif code == "TRANSPOSE_CONV":
-            version = 3
+            version = 3  # with a bias
+        elif code == "BROADCAST_TO":
+            version = 2  # LiteRT registers no first one
         self.model.operators.append(tflite.Operator(code, tuple(inputs), tuple(outputs), options, version))
 
     def step(

@@ -62,7 +62,8 @@ class TfliteTarget(Target):
 
         Raises:
             UnsupportedOperator: a node that TFLite cannot be given.
-            TargetError: integer inputs or outputs were asked and the table has no grid for them.
+            TargetError: integer inputs or outputs were asked and the table has no grid for them; a value that float16
+                cannot hold; or LiteRT does not load what was written.
         """
         self.check(graph.model)
         source = graph.model.graph
@@ -83,7 +84,8 @@ class TfliteTarget(Target):
         file_layouts = {name: layouts[name].perm for name in names if name in layouts}
         model.metadata = _metadata(_in_file(preprocess, file_layouts), labels, layouts)
         data = tflite.write(model)
-        (out / FILE_NAME).write_bytes(data)
+        path = out / FILE_NAME
+        path.write_bytes(data)
         return Artifact(
             target=self.name,
             path=FILE_NAME,
@@ -95,6 +97,7 @@ class TfliteTarget(Target):
             ),
             layouts=file_layouts,
             preprocess=_in_file(preprocess, file_layouts),
+            realised=self.realised(path, graph),
         )
 
     def realised(self, path: Path, graph: QuantizedGraph) -> Realised:
