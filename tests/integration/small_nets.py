@@ -72,7 +72,7 @@ def classifier() -> ir.Model:
 
 
 def detector() -> ir.Model:
-    """SiLU, MaxPool, ConvTranspose, Resize, Split, Pad and two heads that are convolutions, one behind a Sigmoid."""
+    """SiLU, MaxPool, ConvTranspose, Resize, Pad, a squeeze-and-excite, HardSwish, two heads, one behind a Sigmoid."""
     net = Net(1)
     x = net.conv("stem", "x", 3, 8, stride=2)
     s = net.add("Mul", "silu", [x, net.add("Sigmoid", "gate", [x])])
@@ -91,6 +91,9 @@ def detector() -> ir.Model:
     wide = net.add("Pad", "pad", [cat, net.constant("pads", np.array([0, 0, 1, 1, 0, 0, 1, 1]))])
     weights = [net.weight("mix.weight", 8, 24, 3, 3), net.weight("mix.bias", 8)]
     mix = net.add("Relu", "relu_mix", [net.add("Conv", "mix", [wide, *weights], kernel_shape=[3, 3])])
+    squeeze = net.add("GlobalAveragePool", "squeeze", [mix])
+    gate = net.add("HardSigmoid", "excite", [net.conv("fc", squeeze, 8, 8, k=1)], alpha=1 / 6, beta=0.5)
+    mix = net.add("HardSwish", "hard", [net.conv("after", net.add("Mul", "gated", [mix, gate]), 8, 8, k=1)])
     net.conv("boxes", mix, 8, 4, k=1)
     net.add("Sigmoid", "scores", [net.conv("classes", mix, 8, 5, k=1)])
     return net.model({"x": [1, 3, 16, 16]}, {"boxes": [1, 4, 8, 8], "scores": [1, 5, 8, 8]})

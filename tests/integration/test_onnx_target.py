@@ -95,6 +95,23 @@ def test_what_the_runtime_has_no_kernel_for_is_a_leftover_not_a_failure(tmp_path
     assert [text.split()[0] for text in realised.leftovers] == ["ConvTranspose"]
     assert realised.float_ops["ConvTranspose"] == 1
     assert realised.int8_ops["QLinearSigmoid"] == 1, "the sigmoid of a SiLU"
+    assert realised.int8_ops["QLinearMul"] == 3, "SiLU, the gated tensor, HardSwish"
+
+
+@pytest.mark.parametrize("gates", ["int8", "float32"])
+def test_gates_are_within_a_step_of_the_exact_function_and_float_ones_are_it(gates: str, tmp_path: Path) -> None:
+    model = detector()
+    graph = quantized(model)
+    artifact = Onnx(gates=gates).lower(graph, tmp_path)
+    report = check_artifact(graph, artifact, tmp_path / artifact.path, samples(model, 12, seed=8), segment_samples=12)
+    assert not report.failures
+    same = {segment.tensor: segment.parity.lsb_max for segment in report.segments}
+    if gates == "float32":
+        assert artifact.realised is not None
+        assert len(artifact.realised.leftovers) > 1
+        assert same["silu_out"] == same["hard_out"] == 0
+    else:
+        assert same["silu_out"] is not None and 0 < same["silu_out"] < 1.01
 
 
 def test_a_weighted_node_found_in_float_is_named(tmp_path: Path) -> None:
