@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeopt.cli.data_options import FORMS, preprocess_from, preprocess_options, shape_from, source_from
 from edgeopt.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -32,17 +33,12 @@ The same command again goes on where it was interrupted; steps that are done are
 @click.argument("source", metavar="RECIPE|MODEL", type=click.Path(path_type=Path))
 @click.option("--target", metavar="A,B", help=f"Targets, comma-separated.  [default: {DEFAULT_TARGETS}]")
 @click.option("--scheme", type=click.Choice(SCHEMES), help="Precision.  [default: int8]")
-@click.option("--calibration", metavar="DATA", help="Real samples: folder of images, .npz of arrays, module:function.")
+@click.option("--calibration", metavar="DATA", help=f"Real samples: {FORMS}.")
 @click.option("--evaluation", metavar="DATA", help="Other samples, for parity and accuracy; same forms.")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV file,class_index for evaluation images.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many calibration samples, evenly spread.")
 @click.option("--input", "inputs", multiple=True, metavar="NAME=1,3,224,224", help="Shape of an input with open sizes.")
-@click.option("--mean", metavar="R,G,B", help="Per channel, after scaling.")
-@click.option("--std", metavar="R,G,B", help="Per channel, after scaling.")
-@click.option("--scale", type=float, help="Multiplies pixels 0–255 first.  [default: 1/255]")
-@click.option("--resize", metavar="PIXELS", help="Shorter side, or H,W.")
-@click.option("--crop", metavar="PIXELS", help="Centre crop, or H,W.")
-@click.option("--color", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of channels.  [default: rgb]")
+@preprocess_options
 @click.option("--keep-float", multiple=True, metavar="PATTERN", help="Names of nodes that stay float; repeatable.")
 @click.option("--effort", type=click.Choice(["fast", "default", "best"]), help="How much is tried.")
 @click.option("--seed", type=int, help="For whatever draws.  [default: 0]")
@@ -150,9 +146,9 @@ def _changed(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         names = [name.strip() for name in given["target"].split(",") if name.strip()]
         values["targets"] = {name: old.get(name) or {} if isinstance(old, dict) else {} for name in names}
     if inputs := given.get("inputs"):
-        values["model"] = {**values["model"], "inputs": dict(_shape(text) for text in inputs)}
+        values["model"] = {**values["model"], "inputs": dict(shape_from(text) for text in inputs)}
     values["data"] = {**(values.get("data") or {}), **_data(given)}
-    if preprocess := _preprocess(given):
+    if preprocess := preprocess_from(given):
         values["preprocess"] = {**(values.get("preprocess") or {}), **preprocess}
     values["passes"] = _passes(list(values.get("passes") or []), given)
     limits = {name: given[name] for name in ("min_sqnr_db", "min_top1_agreement") if name in given}
@@ -182,7 +178,7 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for name in ("calibration", "evaluation"):
         if name in given:
-            data[name] = _source(given[name])
+            data[name] = source_from(given[name])
     if "labels" in given:
         if "evaluation" not in data:
             raise UsageError("--labels belongs to --evaluation images", hint="Give --evaluation DIR.")
@@ -192,40 +188,3 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
             raise UsageError("--limit belongs to --calibration", hint="Give --calibration DATA.")
         data["calibration"]["limit"] = given["limit"]
     return data
-
-
-def _source(text: str) -> dict[str, Any]:
-    path = Path(text)
-    if path.suffix == ".npz":
-        return {"arrays": text}
-    if not path.exists() and ":" in text:
-        return {"callable": text}
-    return {"images": text}
-
-
-def _preprocess(given: dict[str, Any]) -> dict[str, Any]:
-    preprocess: dict[str, Any] = {}
-    for name in ("mean", "std"):
-        if name in given:
-            preprocess[name] = _numbers(given[name], f"--{name}", float)
-    for name in ("resize", "crop"):
-        if name in given:
-            sizes = _numbers(given[name], f"--{name}", int)
-            preprocess[name] = sizes[0] if len(sizes) == 1 else sizes
-    return preprocess | {name: given[name] for name in ("scale", "color") if name in given}
-
-
-def _numbers(text: str, option: str, kind: type) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(
-            f"'{text}' is no list of numbers", where=option, hint=f"For example {option} 0.5,0.5,0.5"
-        ) from None
-
-
-def _shape(text: str) -> tuple[str, list[int]]:
-    name, equals, sizes = text.rpartition("=")
-    if not equals:
-        raise UsageError(f"'{text}' is not NAME=SIZES", where="--input", hint="For example --input image=1,3,224,224")
-    return name, _numbers(sizes, "--input", int)

@@ -26,6 +26,16 @@ from edgeopt.frontends import Imported
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
 from edgeopt.parity.compare import LevelReport
 from edgeopt.parity.levels import check_artifact, check_quantization, check_source
+from edgeopt.parity.localize import (
+    BEST_INT8_DB,
+    LOCALIZE_SAMPLES,
+    ROUNDING_DB,
+    TensorErrors,
+    first_failing_segment,
+    float_errors,
+    quantization_errors,
+    source_errors,
+)
 from edgeopt.parity.runners import open_file
 from edgeopt.passes.base import Context, Pass
 from edgeopt.passes.canonical import canonicalise
@@ -106,6 +116,7 @@ class ImportJob:
     inputs: Inputs
     trust: bool
     tolerance: float | None
+    localize: bool
     threads: int
     seed: int
     out: Path
@@ -124,13 +135,18 @@ class ImportResult(Frozen):
 def import_model(job: ImportJob) -> None:
     """Frontend, canonical graph, and L0 on real samples."""
     with _step("import"):
-        imported = _load(job.model, job.inputs.root, job.trust)
+        imported = load_source(job.model, job.inputs.root, trust=job.trust)
         preprocess, assumed = job.inputs.contract(imported.signature)
         graph = canonicalise(QuantizedGraph(imported.model), Context(scratch=job.out, threads=job.threads))
         ir.save(graph.model, job.out / GRAPH)
     samples, about_samples = job.inputs.for_parity(imported.signature, CONVERSION_SAMPLES, job.seed)
     with _step("L0 parity: source against graph"):
         parity = check_source(imported.source, graph.model, samples, threads=job.threads, tolerance=job.tolerance)
+    if job.model.onnx is not None and (job.localize or parity.failures):
+        with _step("localize L0"):
+            few = Few(samples, LOCALIZE_SAMPLES)
+            errors = source_errors(job.model.onnx, graph.model, few, threads=job.threads)
+            parity = _located(parity, errors, ROUNDING_DB)
     warnings = [f"preprocessing was not given in full: {text}" for text in assumed]
     _write_result(
         job.out,
@@ -146,7 +162,8 @@ def import_model(job: ImportJob) -> None:
     )
 
 
-def _load(model: ModelSource, root: Path, trust: bool) -> Imported:
+def load_source(model: ModelSource, root: Path, *, trust: bool) -> Imported:
+    """The frontend for what the recipe names."""
     if model.onnx is not None:
         from edgeopt.frontends.onnx import load_onnx
 
@@ -282,6 +299,7 @@ class TargetJob:
 
 class TargetResult(Frozen):
     artifact: Artifact
+    quantization: LevelReport
     parity: LevelReport
     metrics: Metrics | None
 
@@ -311,6 +329,11 @@ def build_target(job: TargetJob) -> None:
             min_sqnr_db=job.limits.min_sqnr_db,
             min_top1_agreement=job.limits.min_top1_agreement,
         )
+    quantization = passed.parity
+    if job.localize or parity.failures:
+        with _step(f"{name}: localize"):
+            few = Few(samples, LOCALIZE_SAMPLES)
+            quantization, parity = _localized(job, graph, artifact, few, l1=quantization, l2=parity)
     evaluation = job.inputs.open("evaluation", imported.signature)
     metrics = None
     if evaluation is not None and evaluation.labels is not None and passed.float_top1 is not None:
@@ -319,7 +342,29 @@ def build_target(job: TargetJob) -> None:
             top1 = float((answers == evaluation.labels).mean())
             metrics = Metrics(float_=passed.float_top1, target=Metric(top1=top1, samples=len(answers)))
     parity = _labelled(parity, about_samples)
-    _write_result(job.out, TargetResult(artifact=artifact, parity=parity, metrics=metrics))
+    _write_result(job.out, TargetResult(artifact=artifact, quantization=quantization, parity=parity, metrics=metrics))
+
+
+def _localized(
+    job: TargetJob,
+    graph: QuantizedGraph,
+    artifact: Artifact,
+    samples: LabelledSamples,
+    *,
+    l1: LevelReport,
+    l2: LevelReport,
+) -> tuple[LevelReport, LevelReport]:
+    """L1 and L2 with the first layer where the error jumps."""
+    path = job.out / ARTIFACT / artifact.path
+    if graph.quantization is not None and graph.quantization.activations:
+        l1 = _located(l1, quantization_errors(graph, samples, threads=job.threads), BEST_INT8_DB)
+        return l1, l2.model_copy(update={"located": first_failing_segment(l2)})
+    return l1, _located(l2, float_errors(graph, artifact, path, samples, threads=job.threads), ROUNDING_DB)
+
+
+def _located(report: LevelReport, errors: TensorErrors, best_db: float) -> LevelReport:
+    found = {"located": errors.locate(report.level, best_db), "tensors_db": errors.sqnr_db()}
+    return report.model_copy(update=found)
 
 
 def _predict(path: Path, artifact: Artifact, samples: LabelledSamples, output: str) -> npt.NDArray[np.int64]:

@@ -69,7 +69,7 @@ def make_plan(
         if (source := getattr(recipe.data, name)) is not None
     }
     base = [code, found, model, threads, recipe.seed, data, told["preprocess"]]
-    import_key = of_json(["import", base, told["model"], trust, recipe.parity.tolerance])
+    import_key = of_json(["import", base, told["model"], trust, recipe.parity.tolerance, localize])
     passes_key = of_json(["passes", import_key, told["passes"], recipe.effort])
     labels = list(recipe.class_names())
     shared = [passes_key, labels, recipe.parity.model_dump(mode="json"), localize]

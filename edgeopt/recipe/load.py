@@ -6,7 +6,7 @@ import difflib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -14,8 +14,10 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from edgeopt.errors import RecipeError
-from edgeopt.recipe.schema import VERSION, Recipe
+from edgeopt.recipe.schema import VERSION, CommandValues, Recipe
+from edgeopt.types import Frozen
 
+Kind = TypeVar("Kind", bound=Frozen)
 Location = tuple[int | str, ...]
 Changes = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -54,7 +56,7 @@ def load_recipe(path: Path, *, changes: Changes | None = None) -> Recipe:
         return f"{path}:{line}:{column}"
 
     _check_version(values, place)
-    return _validate(changes(values) if changes else values, path.parent, place)
+    return _validate(changes(values) if changes else values, path.parent, place, Recipe)
 
 
 def recipe_from(values: Mapping[str, Any], options: Mapping[str, str], root: Path) -> Recipe:
@@ -66,17 +68,24 @@ def recipe_from(values: Mapping[str, Any], options: Mapping[str, str], root: Pat
         root: where relative paths start.
     """
 
-    def place(location: Location) -> str:
-        keys = [str(key) for key in location]
-        found = (options.get(".".join(keys[:size])) for size in range(len(keys), 0, -1))
-        return next((option for option in found if option), "command line")
-
-    return _validate({"edgeopt": VERSION, **values}, root, place)
+    return _validate({"edgeopt": VERSION, **values}, root, lambda location: _option(options, location), Recipe)
 
 
-def _validate(values: dict[str, Any], root: Path, place: Callable[[Location], str]) -> Recipe:
+def values_from(values: Mapping[str, Any], options: Mapping[str, str]) -> CommandValues:
+    """Parts of a recipe for commands that convert nothing; relative paths start at the working directory."""
+    return _validate(dict(values), Path(), lambda location: _option(options, location), CommandValues)
+
+
+def _option(options: Mapping[str, str], location: Location) -> str:
+    """The option that the nearest key above ``location`` came from."""
+    keys = [str(key) for key in location]
+    found = (options.get(".".join(keys[:size])) for size in range(len(keys), 0, -1))
+    return next((option for option in found if option), "command line")
+
+
+def _validate(values: dict[str, Any], root: Path, place: Callable[[Location], str], kind: type[Kind]) -> Kind:
     try:
-        return Recipe.model_validate(values, context={"root": root})
+        return kind.model_validate(values, context={"root": root})
     except ValidationError as error:
         # An unknown key first: a key that is missing is most often the same one, misspelt.
         first, *others = sorted(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")

@@ -187,3 +187,11 @@ class Recipe(Frozen):
         if isinstance(self.labels, Path):
             return tuple(line.strip() for line in self.labels.read_text(encoding="utf-8").splitlines() if line.strip())
         return self.labels
+
+
+class CommandValues(Frozen):
+    """What commands other than ``convert`` share with a recipe."""
+
+    data: Data = Data()
+    preprocess: Preprocess | None = None
+    parity: ParityLimits = ParityLimits()

@@ -11,7 +11,7 @@ from rich.table import Table
 from edgeopt.pipeline.record import Report
 from edgeopt.report.table import ABOUT, COLUMNS, conversion, rows
 
-PLAIN_WIDTH = 160
+PLAIN_WIDTH = 500
 """Columns where stdout is no terminal: a file or a pipe has no width, and a wrapped table cannot be read."""
 RIGHT = frozenset({"size"})
 
@@ -45,5 +45,5 @@ def _below(report: Report) -> list[str]:
                 lines.append(f"{name}: {level.located.text}")
         if target.identical_integers_with:
             lines.append(f"{name}: same integers as {', '.join(target.identical_integers_with)}")
-    lines.append("; ".join(f"{column}: {text}" for column, text in ABOUT.items()))
+    lines += [f"{column}: {text}" for column, text in ABOUT.items()]
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from edgeopt.pipeline.record import Report
@@ -22,6 +23,12 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema of reports, made from the types."""
     schema = Report.model_json_schema(by_alias=True, mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def write_schema() -> None:
+    """After a change of the types: ``python -c "from edgeopt.report.files import write_schema; write_schema()"``."""
+    file = Path(__file__).with_name(SCHEMA_FILE)
+    file.write_text(json.dumps(json_schema(), indent=2) + "\n", encoding="utf-8")
 
 
 def shipped_schema() -> dict[str, Any]:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from edgeopt.parity.compare import EXACT_DB, LevelReport
 from edgeopt.pipeline.record import Report, TargetRecord
 
-COLUMNS = ("target", "status", "size", "scheme", "L1", "L2", "accuracy", "latency", "artifact")
+COLUMNS = ("target", "status", "size", "scheme", "L0", "L1", "L2", "≤ 1 step", "accuracy", "latency", "artifact")
 ABOUT = {
+    "L0": "source → float graph",
     "L1": "float graph → integer reference",
-    "L2": "artifact, end to end against float; steps: largest difference of a segment from the reference",
+    "L2": "float graph → artifact, end to end",
+    "≤ 1 step": "values of the artifact's segments within one step of the integer reference, on its own integers",
     "accuracy": "top-1, float → artifact",
     "latency": "median on this machine, one thread, float → artifact",
 }
@@ -27,10 +29,11 @@ class Row:
 
 
 def rows(report: Report) -> list[Row]:
-    return [Row(name, target.status == "ok", _cells(name, target)) for name, target in report.targets.items()]
+    l0 = report.parity.get("L0")
+    return [Row(name, target.status == "ok", _cells(name, target, l0)) for name, target in report.targets.items()]
 
 
-def _cells(name: str, target: TargetRecord) -> tuple[str, ...]:
+def _cells(name: str, target: TargetRecord, l0: LevelReport | None) -> tuple[str, ...]:
     size = "" if target.size_bytes is None else megabytes(target.size_bytes)
     l1, l2 = target.parity.get("L1"), target.parity.get("L2")
     return (
@@ -38,8 +41,10 @@ def _cells(name: str, target: TargetRecord) -> tuple[str, ...]:
         target.status,
         size,
         target.scheme,
+        decibels(l0.sqnr_db) if l0 and l2 else "",
         decibels(l1.sqnr_db) if l1 else "",
-        lowering(l2) if l2 else "",
+        decibels(l2.sqnr_db) if l2 else "",
+        f"{l2.within_one_step:.2%}" if l2 and l2.within_one_step is not None else "",
         _accuracy(target),
         _latency(target),
         target.path or "",
@@ -48,14 +53,6 @@ def _cells(name: str, target: TargetRecord) -> tuple[str, ...]:
 
 def decibels(value: float) -> str:
     return "exact" if value >= EXACT_DB else f"{value:.1f} dB"
-
-
-def lowering(level: LevelReport) -> str:
-    """L2 in words: end to end, and the share of segment values within one step."""
-    text = decibels(level.sqnr_db)
-    if level.within_one_step is not None:
-        text += f", {level.within_one_step:.2%} ≤ 1 step"
-    return text
 
 
 def conversion(report: Report) -> str:

@@ -1,0 +1,92 @@
+"""Any two models on the same samples, whatever made them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeopt.data.samples import Few
+from edgeopt.errors import DataError, ModelError
+from edgeopt.frontends import Source
+from edgeopt.parity.compare import LevelReport
+from edgeopt.parity.models import compare_models
+from edgeopt.parity.runners import FileRunner, Port, open_file
+from edgeopt.pipeline.jobs import Inputs, load_source
+from edgeopt.recipe.load import load_recipe
+from edgeopt.recipe.schema import ModelSource, ParityLimits
+from edgeopt.types import Signature, TensorSpec
+
+
+@dataclass(frozen=True)
+class ComparisonJob:
+    """Two models and samples.
+
+    Args:
+        reference: what is right: ``.onnx``, ``.tflite``, ``.pt2``, or a recipe whose source model is meant.
+        candidate: what is compared with it; the same kinds.
+        inputs: ``evaluation`` names the samples.
+        limits: what makes the comparison fail.
+        samples: at most so many.
+        trust: see ``Options``.
+    """
+
+    reference: Path
+    candidate: Path
+    inputs: Inputs
+    limits: ParityLimits
+    samples: int
+    trust: bool
+    threads: int = 1
+
+
+def compare(job: ComparisonJob) -> LevelReport:
+    """Run both models; in a worker, as a foreign file may crash its runtime.
+
+    Raises:
+        ModelError, TargetError: a model cannot be read or run. DataError: samples do not fit.
+    """
+    with ExitStack() as stack:
+        reference, signature = _open(job.reference, job, stack)
+        candidate, _ = _open(job.candidate, job, stack)
+        samples = job.inputs.open("evaluation", signature)
+        if samples is None:
+            raise DataError("no samples to compare on", hint="Give --data.")
+        return compare_models(
+            reference,
+            candidate,
+            Few(samples, job.samples),
+            label=samples.where,
+            tolerance=job.limits.tolerance,
+            min_sqnr_db=job.limits.min_sqnr_db,
+            min_top1_agreement=job.limits.min_top1_agreement,
+        )
+
+
+def _open(path: Path, job: ComparisonJob, stack: ExitStack) -> tuple[Source | FileRunner, Signature]:
+    """Something that runs, and what it takes, in float and in the source's layout."""
+    if not path.exists():
+        raise ModelError("there is no such file", where=str(path), hint="Give .onnx, .tflite, .pt2 or a recipe.")
+    if path.is_dir() or path.suffix in (".yaml", ".yml"):
+        recipe = load_recipe(path)
+        imported = load_source(recipe.model, path if path.is_dir() else path.parent, trust=job.trust)
+        return imported.source, imported.signature
+    if path.suffix == ".pt2":
+        imported = load_source(ModelSource(exported=path), path.parent, trust=job.trust)
+        return imported.source, imported.signature
+    runner = stack.enter_context(open_file(path, threads=job.threads))
+    if any(not isinstance(size, int) for port in runner.input_ports.values() for size in port.shape):
+        imported = load_source(ModelSource(onnx=path), path.parent, trust=job.trust)
+        return imported.source, imported.signature  # sizes that ONNX Runtime leaves open, the frontend binds
+    return runner, Signature(inputs=_specs(runner.input_ports), outputs=_specs(runner.output_ports))
+
+
+def _specs(ports: dict[str, Port]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            name=name,
+            dtype="float32" if port.scale is not None else port.dtype,
+            shape=tuple(size if isinstance(size, int) else 1 for size in port.source_shape),
+        )
+        for name, port in ports.items()
+    )
