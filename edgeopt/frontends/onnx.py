@@ -47,15 +47,23 @@ class OnnxSource:
         from edgeopt.runtimes.onnxruntime import Session
 
         try:
-            with Session(self.path, threads=self.threads, optimize=False) as session:
-                for feed in samples:
-                    yield session.run(feed)
+            session = Session(self.path, threads=self.threads, optimize=False)
         except ValueError as error:
-            raise ModelError(
-                f"ONNX Runtime cannot run the original model: {_short(error)}",
-                where=str(self.path),
-                hint="The reference for all parity is the original, so it must run. Does it run outside edgeopt?",
-            ) from error
+            raise self._refusal(error) from error
+        with session:
+            for feed in samples:
+                try:
+                    outputs = session.run(feed)
+                except ValueError as error:
+                    raise self._refusal(error) from error
+                yield outputs
+
+    def _refusal(self, error: ValueError) -> ModelError:
+        return ModelError(
+            f"ONNX Runtime cannot run the original model: {_short(error)}",
+            where=str(self.path),
+            hint="The reference for all parity is the original, so it must run. Does it run outside edgeopt?",
+        )
 
 
 def load_onnx(path: Path, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Imported:

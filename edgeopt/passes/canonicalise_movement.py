@@ -84,9 +84,9 @@ def _explicit_slice(node: ir.Node) -> None:
 
 
 def _gather(node: ir.Node) -> None:
-    """A scalar or an evenly spaced ascending list of constant indices is a Slice (and a Reshape)."""
+    """Evenly spaced ascending constant indices, of whatever rank, are a Slice (and a Reshape)."""
     source, output, indices = node.inputs[0], node.outputs[0], constant(node.inputs[1])
-    if source is None or indices is None or indices.ndim > 1 or indices.size == 0:
+    if source is None or indices is None or indices.size == 0:
         return
     sizes = shape(source)
     axis = node.attributes.get_int("axis", 0) % len(sizes)
@@ -95,7 +95,7 @@ def _gather(node: ir.Node) -> None:
     if gaps.size != 1 or gaps[0] < 1:
         return
     sliced = _slice_before(node, source, (axis, int(flat[0]), int(gaps[0]), flat.size))
-    if indices.ndim == 0:
+    if indices.ndim != 1:
         sliced = reshape_before(node, sliced, shape(output), name=f"{node.name}_squeeze")
     replace(output, sliced)
 
@@ -113,6 +113,29 @@ def _slice_before(node: ir.Node, source: ir.Value, cut: tuple[int, int, int, int
         for what, number in (("starts", start), ("ends", end), ("axes", axis), ("steps", step))
     ]
     return insert_before(node, "Slice", [source, *operands], output_shape=sizes, like=source, name=node.name)
+
+
+def _explicit_split(node: ir.Node) -> None:
+    """Sizes of the parts as a constant, whether they were given, counted or meant to be equal."""
+    axis = node.attributes.get_int("axis", 0)
+    sizes = np.asarray([shape(value)[axis] for value in node.outputs], np.int64)
+    node.attributes.pop("num_outputs", None)
+    have = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if have is None or not np.array_equal(have, sizes):
+        set_constant(node, 1, sizes, f"{node.name}_sizes")
+
+
+def _explicit_pad(node: ir.Node) -> None:
+    """Pads of all axes, without a list of axes."""
+    if len(node.inputs) < 4 or node.inputs[3] is None:
+        return
+    pads, axes, rank = constant(node.inputs[1]), constant(node.inputs[3]), len(shape(node.inputs[0]))
+    if pads is None or axes is None:
+        return
+    full = np.zeros(2 * rank, np.int64)
+    full[[*(axes % rank), *(axes % rank + rank)]] = pads
+    set_constant(node, 1, full, f"{node.name}_pads")
+    node.resize_inputs(3)
 
 
 def _depth_of(node: ir.Node) -> list[ir.Node]:
@@ -155,7 +178,7 @@ def _as_one_slice(chain: list[ir.Node], sizes: tuple[int, ...]) -> tuple[int, in
             continue
         picked = index.reshape(outer, count, inner)[0, :, 0] // inner
         step, start = int(picked[1] - picked[0]), int(picked[0])
-        if step < 1 or not np.array_equal(picked, start + step * np.arange(count)):
+        if step < 1 or picked[-1] >= size or not np.array_equal(picked, start + step * np.arange(count)):
             continue
         straight = np.arange(elements, dtype=np.int32).reshape(outer, size, inner)[:, picked]
         if np.array_equal(straight.ravel(), index.ravel()):
@@ -181,4 +204,6 @@ _RULES: dict[str, Callable[[ir.Node], None]] = {
     "Reshape": _explicit_reshape,
     "Slice": _explicit_slice,
     "Gather": _gather,
+    "Split": _explicit_split,
+    "Pad": _explicit_pad,
 }

@@ -112,7 +112,6 @@ def _absorb_pad(node: ir.Node) -> None:
 
 def _zero_pads(pad: ir.Node) -> list[int] | None:
     """Begin and end pads of all axes if the node pads with zeros."""
-    rank = len(shape(pad.inputs[0]))
     pads = constant(pad.inputs[1])
     fill = pad.inputs[2] if len(pad.inputs) > 2 else None
     filler = constant(fill)
@@ -120,14 +119,9 @@ def _zero_pads(pad: ir.Node) -> list[int] | None:
         return None
     if fill is not None and (filler is None or filler.any()):
         return None
-    axes = constant(pad.inputs[3]) if len(pad.inputs) > 3 and pad.inputs[3] is not None else np.arange(rank)
-    if axes is None:
+    if len(pad.inputs) > 3 and pad.inputs[3] is not None:
         return None
-    result = [0] * (2 * rank)
-    for place, axis in enumerate(axes):
-        result[int(axis) % rank] = int(pads[place])
-        result[int(axis) % rank + rank] = int(pads[place + len(axes)])
-    return result
+    return [int(number) for number in pads]
 
 
 def _reduce_mean(node: ir.Node) -> None:

@@ -248,6 +248,22 @@ def test_movement_is_written_out(tmp_path: Path) -> None:
     assert_same_function(path, model)
 
 
+def test_operands_with_many_forms_have_one(tmp_path: Path) -> None:
+    body = """g (float[1,6,4] x) => (float[1,2,4] a, float[1,2,4] b, float[1,2,4] c, float[1,8,4] d, float[2,1,3,4] e) {
+        a, b, c = Split<axis=1, num_outputs=3>(x)  d = Pad(x, pads, zero, axes)
+        q = Reshape(x, rows)  e = Gather<axis=0>(q, grid) }"""
+    path = write(
+        tmp_path, body, pads=np.asarray([1, 1]), zero=np.float32(0), axes=np.asarray([-2]),
+        rows=np.asarray([6, 4]), grid=np.asarray([[[0, 1, 2]], [[3, 4, 5]]]),
+    )  # fmt: skip
+    model = canonical(path)
+    assert sorted(operators(model)) == ["Pad", "Reshape", "Split"]
+    by_type = {node.op_type: node for node in model.graph}
+    assert constant(by_type["Pad"].inputs[1]).tolist() == [0, 1, 0, 0, 1, 0]
+    assert constant(by_type["Split"].inputs[1]).tolist() == [2, 2, 2]
+    assert_same_function(path, model)
+
+
 def test_channel_shuffle_taken_apart_is_a_strided_slice(tmp_path: Path) -> None:
     body = """g (float[1,8,3,3] x) => (float[1,4,3,3] a, float[1,4,3,3] b) {
         r = Reshape(x, s1)  t = Transpose<perm=[1,0,2]>(r)  u = Reshape(t, s2)
