@@ -219,7 +219,7 @@ def _second_pass(model: ir.Model, first: Calibration, samples: Samples, threads:
         probe.sample(name, tensor.axis)
     counts = {name: np.zeros((len(t.low), BINS), np.float32) for name, t in first.tensors.items()}
     zeros = {name: np.zeros(len(t.low)) for name, t in first.tensors.items()}
-    seen = {name: 0 for name in first.tensors}
+    seen = dict.fromkeys(first.tensors, 0)
     chosen = spread(first.samples, MOST_HISTOGRAM_SAMPLES)
     with probe.session(threads) as session:
         for index, feed in track(only(samples, chosen), "calibrate: histograms", len(chosen)):

@@ -4,43 +4,90 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgeopt.errors import DataError
-from edgeopt.graph.metrics import sqnr_db
+from edgeopt.errors import DataError, UsageError
+from edgeopt.events import Event, emit
 from edgeopt.graph.placement import WEIGHTED, Placement, place
-from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantParams, Range
+from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantParams
 from edgeopt.passes.base import Context, Pass, Samples
 from edgeopt.passes.quantize.calibration import (
     Calibration,
-    TensorStatistics,
     calibrate,
     channel_axis,
     describe_constant,
-    shape_of,
+    only,
     spread,
     values_by_name,
 )
-from edgeopt.passes.quantize.equalize import Extent, equalize
-from edgeopt.passes.quantize.ranges import Estimator, Use, choose
-from edgeopt.passes.quantize.segments import Cut, cut
-from edgeopt.passes.quantize.sensitivity import sensitivity
-from edgeopt.passes.quantize.walk import FloatLayers, Frontier, How, Walked, enter, walk
-from edgeopt.types import SchemeName
+from edgeopt.passes.quantize.fit import Setting, Subject, fit, score_db, with_entry
+from edgeopt.passes.quantize.lattice import (
+    MOST_SAMPLES as MOST_LATTICE_SAMPLES,
+)
+from edgeopt.passes.quantize.lattice import (
+    convolution_reading,
+    find_lattice,
+    fold_lattice,
+    on_levels,
+)
+from edgeopt.passes.quantize.ranges import Estimator
+from edgeopt.passes.quantize.segments import cut, stored_bytes
+from edgeopt.passes.quantize.select import Alternative, Division, describe, divide, select
+from edgeopt.types import Effort, Kept, SchemeName
 
 Array = npt.NDArray[Any]
 
-MOST_SAMPLES = 140
-"""Samples that the walk carries: more change the second moments hardly, and cost time and memory in proportion."""
-HELD_BACK = 0.2
-LEAST_HELD_BACK = 40
+MOST_STORED_BYTES = 128 << 20
+"""Of all carried samples together at the widest place of the graph."""
+LEAST_CARRIED = 16
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much an effort tries.
+
+    Args:
+        carried: samples of the final walk at most; more change second moments hardly.
+        trial: samples that trials fit to.
+        rows: output positions times columns that second moments look at.
+    """
+
+    carried: int
+    trial: int
+    rows: int
+
+
+BUDGETS: Mapping[Effort, Budget] = {
+    "fast": Budget(64, 24, 10_000_000),
+    "default": Budget(140, 60, 40_000_000),
+    "best": Budget(400, 160, 160_000_000),
+}
+FALLBACK = Setting("depthwise", "gptq", correct_bias=True, lattice=False, ranges="auto")
 
 
 class Quantize(Pass):
+    """Post-training quantization to int8.
+
+    Args:
+        scheme: of every node that no rule names.
+        ranges: estimator of activation ranges; ``auto`` chooses per tensor by expected error downstream.
+        equalize: which tensors' channels are scaled to fill their grid.
+        rounding: of weights.
+        bias_correction: match every layer's mean output to the float model's.
+        weights: one scale per output channel, or one per tensor (repaired as far as that goes, with a warning).
+        keep_float: patterns of node names that stay float.
+        rules: pattern of node names → scheme; the first match holds, after ``keep_float``.
+        input_lattice: quantize inputs that hold 8-bit images exactly.
+        engine: ``nncf`` lets NNCF quantize and reads its result into the same table.
+
+    ``auto`` means: chosen on held-back samples. Raises ``DataError`` for ``int8`` without calibration data.
+    """
+
     use: Literal["quantize"] = "quantize"
     scheme: SchemeName = "int8"
     ranges: Estimator = "auto"
@@ -50,104 +97,182 @@ class Quantize(Pass):
     weights: Literal["per-channel", "per-tensor"] = "per-channel"
     keep_float: tuple[str, ...] = ()
     rules: dict[str, SchemeName] = {}
+    input_lattice: Literal["auto"] | bool = "auto"
+    engine: Literal["edgeopt", "nncf"] = "edgeopt"
 
     def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:
-        model = graph.model
-        rules = [(p, "fp32") for p in self.keep_float] + list(self.rules.items())
-        placement = place(model, scheme=self.scheme, rules=rules, constraints=context.constraints)
-        weighted = [
-            n
-            for n in model.graph
-            if n.op_type in WEIGHTED and placement.schemes.get(n.name or "", "").startswith("int8")
-        ]
-        if context.calibration is None and "int8" in placement.schemes.values():
-            raise DataError("int8 needs calibration data", hint="name images under data.calibration")
-        names = (*placement.activations, *placement.range_only)
+        self._check_patterns(graph.model)
+        placement = self._place(graph.model, context)
+        quantized = [node for node in graph.model.graph if _is_quantized(node, placement)]
+        if "int8" not in placement.schemes.values() and not quantized:
+            return replace(graph, quantization=Quantization(schemes=placement.schemes))
+        if "int8" in placement.schemes.values() and context.calibration is None:
+            raise DataError(
+                "int8 needs calibration data, and none is given",
+                hint="name real samples under data.calibration (or --calibration DIR), or ask for int8-weights",
+            )
+        return self._quantize(graph, placement, context)
+
+    def _check_patterns(self, model: ir.Model) -> None:
+        names = [node.name or "" for node in model.graph]
+        for pattern in (*self.keep_float, *self.rules):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UsageError(
+                    f"the pattern '{pattern}' matches no node",
+                    where="passes.quantize",
+                    hint="`edgeopt inspect` lists the names of nodes",
+                )
+
+    def _place(self, model: ir.Model, context: Context) -> Placement:
+        rules = [(pattern, "fp32") for pattern in self.keep_float] + list(self.rules.items())
+        return place(model, scheme=self.scheme, rules=rules, constraints=context.constraints)
+
+    def _quantize(self, graph: QuantizedGraph, placement: Placement, context: Context) -> QuantizedGraph:
+        budget = BUDGETS[context.effort]
+        samples: Samples = context.calibration if context.calibration is not None else ()  # type: ignore[assignment]
+        chosen = spread(len(samples), _carried(graph.model, placement, len(samples), budget.carried))
+        division = divide(len(chosen), budget.trial)
+        plain, calibration = self._calibrated(graph.model, placement, samples, chosen, division, context)
+        variants = {False: plain}
+        if self.input_lattice is not False and context.calibration is not None:
+            latticed = self._latticed(plain, samples, chosen, context)
+            if latticed is not None:
+                variants[True] = latticed
+        start = self._start(variants)
+        setting, record = self._selected(variants, start, division, calibration, context)
+        subject = variants[setting.lattice]
+        everything = range(len(chosen))
+        emit(Event("step", "quantize: final fit"))
+        final = fit(subject, setting, everything, everything, per_tensor=self.weights == "per-tensor", rows=budget.rows)
+        emit(Event("done", "quantize: final fit"))
+        return QuantizedGraph(subject.model, final.table, (*graph.record, *record), graph.warnings)
+
+    def _calibrated(
+        self,
+        model: ir.Model,
+        placement: Placement,
+        samples: Samples,
+        chosen: Sequence[int],
+        division: Division,
+        context: Context,
+    ) -> tuple[Subject, Calibration]:
         values = values_by_name(model)
-        samples = context.calibration
-        chosen = spread(len(samples), MOST_SAMPLES)
+        names = (*placement.activations, *placement.range_only)
+        fixed = {
+            name: QuantParams(np.asarray(grid.scale), np.asarray(grid.zero_point))
+            for name, grid in placement.fixed.items()
+        }
+        if not len(samples):
+            nothing = Calibration({}, {}, {}, 0)
+            return Subject(model, placement, {}, {}, fixed, context.threads, context.seed), nothing
         calibration = calibrate(
             model,
-            [n for n in names if values[n].const_value is None],
-            [n.outputs[0].name for n in weighted],
+            [name for name in names if values[name].const_value is None],
+            [node.outputs[0].name or "" for node in model.graph if _is_quantized(node, placement)],
             samples,
             chosen=chosen,
-            judged=chosen,
+            judged=[chosen[index] for index in division.held],
             threads=context.threads,
             seed=context.seed,
         )
         statistics = dict(calibration.tensors)
-        for n in names:
-            if n not in statistics:
-                statistics[n] = describe_constant(values[n].const_value.numpy(), channel_axis(values[n]))
-        layers = FloatLayers(
-            {n.inputs[1].name: n.inputs[1].const_value.numpy() for n in model.graph if n.op_type in WEIGHTED},
-            {n.inputs[2].name: n.inputs[2].const_value.numpy() for n in model.graph if n.op_type in WEIGHTED},
-            {k: v.mean(0) for k, v in calibration.means.items()},
+        for name in names:
+            constant = values[name].const_value
+            if name not in statistics and constant is not None:
+                statistics[name] = describe_constant(constant.numpy(), channel_axis(values[name]))
+        subject = Subject(model, placement, statistics, calibration.means, fixed, context.threads, context.seed)
+        return with_entry(subject, samples, chosen, self.ranges), calibration
+
+    def _latticed(self, plain: Subject, samples: Samples, chosen: Sequence[int], context: Context) -> Subject | None:
+        """The graph with every input that lies on a lattice folded, or None."""
+        placed = frozenset(plain.placement.activations)
+        few = [chosen[index] for index in spread(len(chosen), MOST_LATTICE_SAMPLES)]
+        model, statistics, fixed = plain.model.clone(), dict(plain.statistics), dict(plain.fixed)
+        found = False
+        for value in plain.model.graph.inputs:
+            name = value.name or ""
+            node = convolution_reading(value)
+            if name not in placed or node is None or plain.placement.schemes.get(node.name or "") != "int8":
+                continue
+            lattice = find_lattice((feed for _, feed in only(samples, few)), name, plain.grid(name, self.ranges))
+            if lattice is None:
+                continue
+            levels = fold_lattice(model, name, lattice)
+            statistics[levels] = on_levels(plain.statistics[name], lattice)
+            fixed[levels] = QuantParams(np.asarray(1.0), np.asarray(0))
+            found = True
+        if not found:
+            return None
+        subject = replace(plain, model=model, placement=self._place(model, context), statistics=statistics, fixed=fixed)
+        return with_entry(subject, samples, chosen, self.ranges)
+
+    def _start(self, variants: Mapping[bool, Subject]) -> Setting:
+        asked = self.input_lattice is True and True in variants
+        return Setting(
+            FALLBACK.equalize if self.equalize == "auto" else self.equalize,
+            FALLBACK.rounding if self.rounding == "auto" else self.rounding,
+            FALLBACK.correct_bias if self.bias_correction == "auto" else self.bias_correction,
+            asked,
+            self.ranges,
         )
-        gains = sensitivity(model, layers.weights, statistics)
-        eq = equalize(
-            model, placement, layers, statistics, gains, "depthwise" if self.equalize == "auto" else self.equalize
-        )
-        for n, f in eq.factors.items():
-            statistics[n] = statistics[n].scaled(f)
-            if n in gains:
-                gains[n] = gains[n] / f**2
-        activations, ranges, labels = choose_ranges(model, placement, statistics, gains, self.ranges)
-        whole = cut(model, placement.schemes, frozenset(placement.activations))
-        entry = enter(model, whole, samples, chosen, placement.schemes, activations, threads=context.threads)
-        outputs = [v.name for v in model.graph.outputs]
-        how = How(
-            "gptq" if self.rounding == "auto" else self.rounding,
-            str(self.bias_correction) != "False",
-            self.weights == "per-tensor",
-        )
-        walked = walk(
-            whole,
-            entry,
-            eq.layers,
-            placement.schemes,
-            activations,
-            outputs,
-            how,
-            fitted=range(len(chosen)),
-            threads=context.threads,
-            seed=context.seed,
-        )
-        self_db = {
-            o: sqnr_db(np.concatenate(calibration.outputs[o]), np.concatenate(walked.outputs[o])) for o in outputs
-        }
-        if eq.factors:
-            for k, v in {**eq.layers.weights, **eq.layers.biases}.items():
-                model.graph.initializers[k].const_value = ir.tensor(v, name=k)
-        table = Quantization(activations, walked.weights, walked.biases, ranges, placement.schemes, labels)
-        return QuantizedGraph(model, table, graph.record, graph.warnings)
+
+    def _selected(
+        self,
+        variants: Mapping[bool, Subject],
+        start: Setting,
+        division: Division,
+        calibration: Calibration,
+        context: Context,
+    ) -> tuple[Setting, tuple[Kept, ...]]:
+        if not division.held:
+            count = calibration.samples
+            why = f"the default; {count} calibration samples are too few to hold some back and compare"
+            return start, (Kept(what=describe(start), brought_db=None, kept=True, why=why),)
+        subjects = dict(variants)
+        carried = sorted({*division.fitted, *division.held})
+        held = [carried.index(index) for index in division.held]
+        rows = BUDGETS[context.effort].rows // 2
+
+        def score(setting: Setting) -> float:
+            emit(Event("step", f"quantize: try {describe(setting)}"))
+            per_tensor = self.weights == "per-tensor"
+            tried = fit(subjects[setting.lattice], setting, division.fitted, carried, per_tensor=per_tensor, rows=rows)
+            emit(Event("done", f"quantize: try {describe(setting)}"))
+            return score_db(calibration.outputs, tried.outputs, held)
+
+        alternatives = self._alternatives(variants, start, division, context)
+        setting, record, _ = select(start, alternatives, score, len(held))
+        return setting, record
+
+    def _alternatives(
+        self, variants: Mapping[bool, Subject], start: Setting, division: Division, context: Context
+    ) -> list[Alternative]:
+        found: list[Alternative] = []
+        if self.input_lattice == "auto" and True in variants:
+            found.append(Alternative("input lattice", "lattice", True))
+        if context.effort == "fast":
+            return found
+        if self.equalize == "auto":
+            subject = variants[False]
+            plans = {
+                extent: subject.equalized_tensors(extent, division.fitted) for extent in ("none", "depthwise", "all")
+            }
+            if plans["all"] != plans["depthwise"]:
+                found.append(Alternative("equalisation of all tensors where it pays", "equalize", "all"))
+            if plans["depthwise"]:
+                found.append(Alternative("no equalisation", "equalize", "none"))
+        if self.rounding == "auto":
+            found.append(Alternative("rounding to nearest", "rounding", "nearest"))
+        if self.bias_correction == "auto" and "int8" in variants[False].placement.schemes.values():
+            found.append(Alternative("no bias correction", "correct_bias", False))
+        return found
 
 
-def choose_ranges(model, placement, statistics, gains, estimator):
-    names = (*placement.activations, *placement.range_only)
-    activations, ranges, labels = {}, {}, {}
-    groups = list(placement.groups)
-    grouped = {n for g in groups for n in g}
-    groups += [frozenset({n}) for n in names if n not in grouped]
-    outputs = {v.name for v in model.graph.outputs}
-    for group in groups:
-        members = [n for n in names if n in group]
-        if not members:
-            continue
-        uses = [Use(statistics[n], gains.get(n, np.ones(len(statistics[n].low)))) for n in members]
-        chosen = choose(
-            uses, "minmax" if outputs & set(members) else estimator, symmetric=members[0] in placement.symmetric
-        )
-        for n in members:
-            bounds, label = chosen.range, chosen.estimator
-            if n in placement.fixed:
-                f = placement.fixed[n]
-                params = QuantParams(np.asarray(f.scale), np.asarray(f.zero_point))
-                bounds, label = params.range, "fixed"
-            else:
-                params = QuantParams.from_range(bounds, symmetric=n in placement.symmetric)
-            ranges[n], labels[n] = bounds, label
-            if n in placement.activations:
-                activations[n] = params
-    return activations, ranges, labels
+def _is_quantized(node: ir.Node, placement: Placement) -> bool:
+    return node.op_type in WEIGHTED and placement.schemes.get(node.name or "", "fp32").startswith("int8")
+
+
+def _carried(model: ir.Model, placement: Placement, samples: int, most: int) -> int:
+    """How many samples fit into memory at the widest place of the graph, and no more than are wanted."""
+    widest = stored_bytes(cut(model, placement.schemes, frozenset(placement.activations)))
+    return min(samples, most, max(LEAST_CARRIED, MOST_STORED_BYTES // max(1, widest)))

@@ -6,6 +6,7 @@ node are at hand. Inside a segment nothing is rounded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import onnx_ir as ir
 
 from edgeopt.graph.placement import WEIGHTED, activation_inputs
 from edgeopt.graph.quantization import QuantParams
+from edgeopt.passes.quantize.calibration import shape_of
 from edgeopt.runtimes.onnxruntime import Session
 from edgeopt.types import SchemeName
 
@@ -89,6 +91,21 @@ def cut(model: ir.Model, schemes: Mapping[str, SchemeName], activations: frozens
         if value.name in activations and _only_as_integers(value, schemes)
     )
     return Cut(segments, integers, last_use)
+
+
+def stored_bytes(whole: Cut) -> int:
+    """Bytes that one sample takes at the widest place, while a segment's reads and writes are both there."""
+    alive: dict[str, int] = {}
+    widest = 0
+    for index, segment in enumerate(whole.segments):
+        for value in (*segment.reads, *segment.writes):
+            name = value.name or ""
+            alive[name] = math.prod(shape_of(value)) * (1 if name in whole.integers else 4)
+        widest = max(widest, sum(alive.values()))
+        for value in segment.reads:
+            if whole.last_use.get(value.name or "") == index:
+                alive.pop(value.name or "", None)
+    return widest
 
 
 def _scheme(node: ir.Node, schemes: Mapping[str, SchemeName]) -> SchemeName:

@@ -8,8 +8,8 @@ already taken away.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -153,7 +153,7 @@ def enter(
 def _forward(segment: Segment, session: Session, frontier: Frontier, fed: Mapping[str, Array]) -> None:
     reads = [value.name or "" for value in segment.reads]
     writes = [value.name or "" for value in segment.writes]
-    count = len(next(iter(frontier.values())))
+    count = max((len(arrays) for arrays in frontier.values()), default=0)
     results: Frontier = {name: [] for name in writes}
     for index in range(count):
         got = session.run({name: frontier[name][index] for name in reads} | fed, writes)

@@ -1,0 +1,202 @@
+"""One fit: from statistics and a setting to a table, and how well it does on samples that it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgeopt.graph.metrics import sqnr_db
+from edgeopt.graph.placement import WEIGHTED, Placement
+from edgeopt.graph.quantization import Quantization, QuantParams, Range
+from edgeopt.passes.base import Samples
+from edgeopt.passes.quantize.calibration import TensorStatistics
+from edgeopt.passes.quantize.equalize import Equalized, Extent, equalize
+from edgeopt.passes.quantize.ranges import Estimator, Use, choose
+from edgeopt.passes.quantize.segments import Cut, cut
+from edgeopt.passes.quantize.sensitivity import sensitivity
+from edgeopt.passes.quantize.walk import FloatLayers, Frontier, How, enter, walk
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is chosen on held-back samples."""
+
+    equalize: Extent
+    rounding: Literal["nearest", "gptq"]
+    correct_bias: bool
+    lattice: bool
+    ranges: Estimator
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A float graph with everything that calibration found, ready to be fitted in one way or another.
+
+    Args:
+        model: canonical float graph.
+        placement: for it.
+        statistics: of the table's tensors.
+        means: of weighted nodes' outputs, (samples that are carried, channels).
+        fixed: grids that are given: of a lattice, of a runtime.
+        entry: the carried samples as they enter the walk.
+        threads, seed: of every run and draw.
+    """
+
+    model: ir.Model
+    placement: Placement
+    statistics: Mapping[str, TensorStatistics]
+    means: Mapping[str, Array]
+    fixed: Mapping[str, QuantParams]
+    threads: int
+    seed: int
+    entry: Frontier = field(default_factory=dict)
+
+    @property
+    def whole(self) -> Cut:
+        return cut(self.model, self.placement.schemes, frozenset(self.placement.activations))
+
+    def grid(self, name: str, estimator: Estimator) -> QuantParams:
+        """What a tensor gets without equalisation."""
+        gains = sensitivity(self.model, self.layers([]).weights, self.statistics)
+        return choose_ranges(self, self.statistics, gains, estimator)[0][name]
+
+    def equalized_tensors(self, extent: Extent, fitted: Sequence[int]) -> frozenset[str]:
+        """Names of the tensors that an extent would scale."""
+        layers = self.layers(fitted)
+        gains = sensitivity(self.model, layers.weights, self.statistics)
+        return frozenset(equalize(self.model, self.placement, layers, self.statistics, gains, extent).factors)
+
+    def layers(self, fitted: Sequence[int]) -> FloatLayers:
+        """Float weights and biases, and the means over the fitted samples."""
+        weights, biases = {}, {}
+        for node in self.model.graph:
+            if node.op_type in WEIGHTED:
+                for value, into in ((node.inputs[1], weights), (node.inputs[2], biases)):
+                    assert value is not None and value.const_value is not None
+                    into[value.name or ""] = value.const_value.numpy()
+        index = list(fitted)
+        return FloatLayers(weights, biases, {name: rows[index].mean(0) for name, rows in self.means.items() if index})
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A table, the float layers that it rounds, and the outputs of every carried sample."""
+
+    table: Quantization
+    equalized: Equalized
+    outputs: Mapping[str, list[Array]]
+
+
+def fit(
+    subject: Subject, setting: Setting, fitted: Sequence[int], carried: Sequence[int], *, per_tensor: bool, rows: int
+) -> Fitted:
+    """Ranges, equalisation and the walk.
+
+    Args:
+        subject: graph and statistics.
+        setting: how.
+        fitted: positions in ``subject.entry`` of the samples to fit to.
+        carried: those that come along, the fitted among them; outputs are theirs.
+        per_tensor: one scale per weight.
+        rows: budget of the second moments.
+    """
+    layers = subject.layers(fitted)
+    gains = sensitivity(subject.model, layers.weights, subject.statistics)
+    changed = equalize(subject.model, subject.placement, layers, subject.statistics, gains, setting.equalize)
+    statistics = dict(subject.statistics)
+    for name, factors in changed.factors.items():
+        statistics[name] = statistics[name].scaled(factors)
+        if name in gains:
+            gains[name] = gains[name] / factors**2
+    activations, ranges, labels = choose_ranges(subject, statistics, gains, setting.ranges)
+    position = {sample: index for index, sample in enumerate(carried)}
+    walked = walk(
+        subject.whole,
+        {name: [arrays[i] for i in carried] for name, arrays in subject.entry.items()},
+        changed.layers,
+        subject.placement.schemes,
+        activations,
+        [value.name or "" for value in subject.model.graph.outputs],
+        How(setting.rounding, setting.correct_bias, per_tensor, rows),
+        fitted=[position[sample] for sample in fitted],
+        threads=subject.threads,
+        seed=subject.seed,
+    )
+    table = Quantization(activations, walked.weights, walked.biases, ranges, subject.placement.schemes, labels)
+    return Fitted(table, changed, walked.outputs)
+
+
+def choose_ranges(
+    subject: Subject,
+    statistics: Mapping[str, TensorStatistics],
+    gains: Mapping[str, Array],
+    estimator: Estimator,
+) -> tuple[dict[str, QuantParams], dict[str, Range], dict[str, str]]:
+    """Grids, ranges and how they were found, for every tensor of the table; groups share theirs."""
+    placement = subject.placement
+    names = (*placement.activations, *placement.range_only)
+    outputs = {value.name for value in subject.model.graph.outputs}
+    grouped = {name: group for group in placement.groups for name in group}
+    activations: dict[str, QuantParams] = {}
+    ranges: dict[str, Range] = {}
+    labels: dict[str, str] = {}
+    for name in names:
+        if name in ranges:
+            continue
+        group = grouped.get(name, frozenset({name}))
+        members = [member for member in names if member in group]
+        if name in subject.fixed:
+            params, bounds, label = subject.fixed[name], subject.fixed[name].range, "fixed"
+        else:
+            uses = [Use(statistics[m], gains.get(m, np.ones(len(statistics[m].low)))) for m in members]
+            # What leaves the graph is judged as it is: a largest logit that is cut off is a wrong answer.
+            own = "minmax" if estimator == "auto" and any(m in outputs for m in members) else estimator
+            chosen = choose(uses, own, symmetric=name in placement.symmetric)
+            bounds, label = chosen.range, chosen.estimator
+            params = QuantParams.from_range(bounds, symmetric=name in placement.symmetric)
+        for member in members:
+            ranges[member], labels[member] = bounds, label
+            if member in placement.activations:
+                activations[member] = params
+    return activations, ranges, labels
+
+
+def with_entry(subject: Subject, samples: Samples, chosen: Sequence[int], estimator: Estimator) -> Subject:
+    """The subject with its samples. No setting changes the grid of an input, so they enter once for all fits."""
+    gains = sensitivity(subject.model, subject.layers([]).weights, subject.statistics)
+    activations, _, _ = choose_ranges(subject, subject.statistics, gains, estimator)
+    entry = enter(
+        subject.model,
+        subject.whole,
+        samples,
+        chosen,
+        subject.placement.schemes,
+        activations,
+        threads=subject.threads,
+    )
+    return replace(subject, entry=entry)
+
+
+def score_db(
+    expected: Mapping[str, Sequence[Array]], made: Mapping[str, Sequence[Array]], held: Sequence[int]
+) -> float:
+    """SQNR of the outputs on held-back samples, dB; of several outputs the mean.
+
+    Args:
+        expected: float outputs of the held-back samples, in order.
+        made: outputs of all carried samples.
+        held: which of those are held back.
+    """
+    scores = [
+        sqnr_db(np.stack(list(reference)), np.stack([made[name][index] for index in held]))
+        for name, reference in expected.items()
+        if np.issubdtype(reference[0].dtype, np.floating)
+    ]
+    return float(np.mean(np.minimum(scores, 120.0))) if scores else 120.0
