@@ -139,6 +139,9 @@ def _explain(error: Any) -> tuple[str, str]:
         return f"'{key}': {error['msg']}", "Relative paths start at the recipe's folder."
     if kind == "value_error":
         return str(context.get("error", error["msg"])), ""
+    key = ".".join(map(str, _in_file(location)))
+    if kind == "string_pattern_mismatch":
+        return f"'{key}': {error.get('input')!r} is not `module:function`", "For example `model:build`."
     wanted = error["msg"][0].lower() + error["msg"][1:]
     return f"'{key}': {wanted}, not {_short(error.get('input'))}", ""
 
