@@ -1,4 +1,4 @@
-"""Operators that move values and compute nothing, and pooling by maximum: on integers they keep the grid."""
+"""Operators that move values and compute nothing: on integers they keep the grid."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.formats.tflite import Layout
-from edgeopt.graph.quantization import INT8_MIN
 from edgeopt.targets.tflite import layout as lay
-from edgeopt.targets.tflite.attributes import Array, clip_bounds, constant, constant_input, has_input, ints, shape_of
+from edgeopt.targets.tflite.attributes import Array, constant, constant_input, has_input, shape_of
 from edgeopt.targets.tflite.elementwise import common_layout
 from edgeopt.targets.tflite.emit import Emitter, Stored, one_grid, options
-from edgeopt.targets.tflite.weighted import VALID, Window, pad_zero, read_spatial, write_spatial
+from edgeopt.targets.tflite.joining import lines_around, repeated, shortened, sliced
+from edgeopt.targets.tflite.weighted import VALID
 
-MOST_CONCATENATED = 5
-"""XNNPACK takes a CONCATENATION of at most five."""
+MOST_COPIES = 25
+"""Up to here a tensor is repeated by CONCATENATION, which the delegate takes, and not by TILE or BROADCAST_TO."""
 MOST_SPLITS = 4
 """And a SPLIT into two, three or four."""
 REQUANTIZE_RATIO = (2.0**-8, 2.0**7)
@@ -65,22 +65,22 @@ def reshape(e: Emitter, node: ir.Node) -> None:
     order = atoms.through(x.perm) if atoms is not None else None
     if order is None and _only_gemms_read(out) and x.perm[0] == 0 and shape[0] == target[0]:
         layout = Layout(target, shape, x.perm)
-        _write_reshape(e, out, x.index, layout, target)
+        write_reshape(e, out, x.index, layout, target)
         return
     if order is not None:
         layout = lay.plain(target, lay.completed(order, target, wanted)[0])
-        _write_reshape(e, out, x.index, layout, lay.stored_shape(layout))
+        write_reshape(e, out, x.index, layout, lay.stored_shape(layout))
         return
     if atoms is None:
         straight = e.moved(x, lay.identity(len(shape)))
-        _write_reshape(e, out, straight.index, lay.plain(target), target)
+        write_reshape(e, out, straight.index, lay.plain(target), target)
         return
     layout = lay.plain(target, wanted[0] if wanted else _natural(e, x, target))
     apart = [atom for axis in x.perm for atom in atoms.source[axis]]
     together = [atom for axis in layout.perm for atom in atoms.target[axis]]
     index = e.reshape(x.index, [atoms.sizes[atom] for atom in apart])
     index = e.transpose(index, [apart.index(atom) for atom in together])
-    _write_reshape(e, out, index, layout, lay.stored_shape(layout))
+    write_reshape(e, out, index, layout, lay.stored_shape(layout))
 
 
 def _natural(e: Emitter, x: Stored, target: tuple[int, ...]) -> lay.Perm:
@@ -88,7 +88,7 @@ def _natural(e: Emitter, x: Stored, target: tuple[int, ...]) -> lay.Perm:
     return lay.channels_last(len(target)) if channels_last and len(target) == 4 else lay.identity(len(target))
 
 
-def _write_reshape(e: Emitter, out: ir.Value, index: int, layout: Layout, shape: tuple[int, ...]) -> None:
+def write_reshape(e: Emitter, out: ir.Value, index: int, layout: Layout, shape: tuple[int, ...]) -> None:
     if e.shape(index) == shape:
         e.adopt(out, index, layout)
         return
@@ -118,13 +118,18 @@ def expand(e: Emitter, node: ir.Node) -> None:
     source, shape = shape_of(value), shape_of(out)
     wide = (*(1,) * (len(shape) - len(source)), *source)
     x = e.read(value)
-    if wide == shape:
-        e.alias(out, Stored(e.reshape(e.moved(x, lay.identity(len(source))).index, wide), lay.plain(wide)))
+    if source == shape:
+        e.alias(out, x)
         return
-    layout = lay.plain(shape, x.perm if len(source) == len(shape) else None)
-    index = x.index if len(source) == len(shape) else e.reshape(e.moved(x, lay.identity(len(source))).index, wide)
+    if len(source) < len(shape):
+        x = Stored(e.reshape(e.moved(x, lay.identity(len(source))).index, wide), lay.plain(wide))
+    layout = lay.plain(shape, x.perm)
+    counts = [size // own for size, own in zip(lay.stored_shape(layout), e.shape(x.index), strict=True)]
+    if np.prod(counts) <= MOST_COPIES:
+        write_reshape(e, out, repeated(e, x.index, counts), layout, lay.stored_shape(layout))
+        return
     target = e.constant("shape", np.asarray(lay.stored_shape(layout), np.int32))
-    e.write(out, "BROADCAST_TO", (index, target), layout)
+    e.write(out, "BROADCAST_TO", (x.index, target), layout)
 
 
 def tile(e: Emitter, node: ir.Node) -> None:
@@ -132,8 +137,15 @@ def tile(e: Emitter, node: ir.Node) -> None:
     assert value is not None and repeats is not None
     x = e.read(value)
     layout = lay.plain(shape_of(node.outputs[0]), x.perm)
-    counts = e.constant("repeats", np.asarray([int(repeats[axis]) for axis in x.perm], np.int32))
-    e.write(node.outputs[0], "TILE", (x.index, counts), layout)
+    counts = [int(repeats[axis]) for axis in x.perm]
+    if np.prod(counts) <= MOST_COPIES:
+        write_reshape(e, node.outputs[0], repeated(e, x.index, counts), layout, lay.stored_shape(layout))
+        return
+    e.write(node.outputs[0], "TILE", (x.index, e.constant("repeats", np.asarray(counts, np.int32))), layout)
+
+
+def check_tile(node: ir.Node) -> str | None:
+    return None if constant_input(node, 1) is not None else "repeats that are computed"
 
 
 # --- joining and taking apart
@@ -166,12 +178,7 @@ def concat(e: Emitter, node: ir.Node) -> None:
     ]
     if e.native:
         parts = [_on_grid(e, part, out) for part in parts]
-    while len(parts) > MOST_CONCATENATED:
-        head = parts[:MOST_CONCATENATED]
-        joined = [*e.shape(head[0])]
-        joined[axis] = sum(e.shape(part)[axis] for part in head)
-        first = e.step("CONCATENATION", head, joined, options("Concatenation", axis=axis), like=head[0])
-        parts = [first, *parts[len(head) :]]
+    parts = shortened(e, parts, axis)
     if len(parts) == 1:
         e.alias(out, Stored(parts[0], layout))
         return
@@ -259,10 +266,10 @@ def slice_(e: Emitter, node: ir.Node) -> None:
     if all(stride == 1 for stride in strides):
         _slice(e, out, x, begins, layout)
     elif x.perm == lay.NHWC and strides[0] == strides[3] == 1 and value.dtype == ir.DataType.FLOAT:
-        _write_every_pixel(e, out, x, begins, (strides[1], strides[2]))
+        write_every_pixel(e, out, x, begins, (strides[1], strides[2]))
     elif (at := _only_regular(e.shape(x.index), begins, strides, lay.stored_shape(layout))) is not None:
         index = _every(e, x.index, at, strides[at], begins[at])
-        _write_reshape(e, out, index, layout, lay.stored_shape(layout))
+        write_reshape(e, out, index, layout, lay.stored_shape(layout))
     else:
         ends = [b + (n - 1) * s + 1 for b, n, s in zip(begins, lay.stored_shape(layout), strides, strict=True)]
         inputs = [e.constant(name, np.asarray(values, np.int32)) for name, values in
@@ -282,7 +289,7 @@ def _only_regular(
     return at if whole and shape[at] == strides[at] * kept[at] and begins[at] < strides[at] else None
 
 
-def _write_every_pixel(e: Emitter, out: ir.Value, x: Stored, begins: Sequence[int], strides: tuple[int, int]) -> None:
+def write_every_pixel(e: Emitter, out: ir.Value, x: Stored, begins: Sequence[int], strides: tuple[int, int]) -> None:
     """Every so-many-th pixel, as a depthwise convolution with ones: exact, fast, and the delegate takes it."""
     shape = shape_of(out)
     layout = lay.plain(shape, lay.NHWC)
@@ -292,7 +299,7 @@ def _write_every_pixel(e: Emitter, out: ir.Value, x: Stored, begins: Sequence[in
     index = x.index
     # VALID leaves out a rest that is shorter than a stride by itself.
     if any(begins) or channels != c or height >= inner[1] + strides[0] or width >= inner[2] + strides[1]:
-        index = _sliced(e, index, begins, inner)
+        index = sliced(e, index, begins, inner)
     ones = (1, 1, 1, c)
     if e.native:
         grid = e.grid(out)
@@ -349,7 +356,7 @@ def gather(e: Emitter, node: ir.Node) -> None:
     if np.array_equal(flat, run):
         begins = [0] * len(shape)
         begins[axis] = int(flat[0])
-        index = _sliced(e, x.index, begins, lay.stored_shape(layout))
+        index = sliced(e, x.index, begins, lay.stored_shape(layout))
     elif (factor := _shuffle(flat, shape[graph_axis])) is not None:
         index = _shuffled(e, x.index, axis, factor)
     elif (stride := _regular(flat, shape[graph_axis])) is not None:
@@ -360,7 +367,7 @@ def gather(e: Emitter, node: ir.Node) -> None:
     if indices.ndim == 0:
         perm = tuple(a - (a > graph_axis) for a in x.perm if a != graph_axis)
         layout = lay.plain(shape_of(out), perm)
-    _write_reshape(e, out, index, layout, lay.stored_shape(layout))
+    write_reshape(e, out, index, layout, lay.stored_shape(layout))
 
 
 def _gather(e: Emitter, node: ir.Node, axis: int, indices: Array | None) -> None:
@@ -372,13 +379,6 @@ def _gather(e: Emitter, node: ir.Node, axis: int, indices: Array | None) -> None
     else:
         where = e.read(node.inputs[1]).index
     e.write(out, "GATHER", (x.index, where), lay.plain(shape_of(out)), options("Gather", axis=axis))
-
-
-def _sliced(e: Emitter, index: int, begins: Sequence[int], shape: Sequence[int]) -> int:
-    if tuple(shape) == e.shape(index):
-        return index
-    begin, size = (e.constant(n, np.asarray(v, np.int32)) for n, v in (("begin", begins), ("size", shape)))
-    return e.step("SLICE", (index, begin, size), shape, options("Slice"), like=index)
 
 
 def _shuffle(indices: Array, size: int) -> int | None:
@@ -418,10 +418,10 @@ def _every(e: Emitter, index: int, axis: int, stride: int, first: int) -> int:
     before, behind = int(np.prod(shape[:axis])), int(np.prod(shape[axis + 1 :]))
     if behind > 1:
         folded = e.reshape(index, (before * kept, stride, behind))
-        part = _sliced(e, folded, (0, first, 0), (before * kept, 1, behind))
+        part = sliced(e, folded, (0, first, 0), (before * kept, 1, behind))
     else:
         runs = e.shared(("runs", index, stride), lambda: _runs_of_last(e, index, before * kept, stride))
-        part = _sliced(e, runs, (first, 0), (1, before * kept))
+        part = sliced(e, runs, (first, 0), (1, before * kept))
     return e.reshape(part, (*shape[:axis], kept, *shape[axis + 1 :]))
 
 
@@ -433,7 +433,7 @@ def _runs_of_last(e: Emitter, index: int, count: int, stride: int) -> int:
 
 
 def check_pad(node: ir.Node) -> str | None:
-    if node.attributes.get_string("mode", "constant") not in ("constant", "reflect"):
+    if node.attributes.get_string("mode", "constant") not in ("constant", "reflect", "edge", "wrap"):
         return f"mode {node.attributes.get_string('mode', 'constant')}"
     if constant_input(node, 1) is None:
         return "pads that are computed"
@@ -454,15 +454,19 @@ def pad(e: Emitter, node: ir.Node) -> None:
     if any(amount < 0 for pair in pads.values() for amount in pair):
         begins = [max(0, -pads[axis][0]) for axis in x.perm]
         sizes = [shape[a] - max(0, -pads[a][0]) - max(0, -pads[a][1]) for a in x.perm]
-        x = Stored(_sliced(e, x.index, begins, sizes), x.layout)
+        x = Stored(sliced(e, x.index, begins, sizes), x.layout)
         pads = {axis: (max(0, pair[0]), max(0, pair[1])) for axis, pair in pads.items()}
     layout = lay.plain(shape_of(out), x.perm)
     amounts = e.constant("pads", np.asarray([pads[axis] for axis in x.perm], np.int32))
     if not any(amount for pair in pads.values() for amount in pair):
         e.alias(out, Stored(x.index, layout))
         return
-    if node.attributes.get_string("mode", "constant") == "reflect":
-        e.write(out, "MIRROR_PAD", (x.index, amounts), layout, options("MirrorPad", mode=0))
+    mode = node.attributes.get_string("mode", "constant")
+    if mode != "constant":
+        index = x.index
+        for position, axis in enumerate(x.perm):
+            index = lines_around(e, index, position, *_lines(mode, e.shape(index)[position], *pads[axis]))
+        write_reshape(e, out, index, layout, lay.stored_shape(layout))
         return
     filler = constant_input(node, 2)
     number = 0.0 if filler is None or not filler.size else float(filler.reshape(-1)[0])
@@ -478,201 +482,10 @@ def pad(e: Emitter, node: ir.Node) -> None:
     e.write(out, "PADV2", (x.index, amounts, constant_value), layout, options("PadV2"))
 
 
-# --- MaxPool
-
-
-def check_max_pool(node: ir.Node) -> str | None:
-    if len(node.outputs) > 1:
-        return "the indices of the maxima"
-    if len(ints(node, "kernel_shape")) not in (1, 2):
-        return "a pool over other than 1 or 2 axes"
-    if any(dilation != 1 for dilation in ints(node, "dilations")):
-        return "a dilated pool"
-    return None
-
-
-def max_pool(e: Emitter, node: ir.Node) -> None:
-    """MAX_POOL_2D. Pads that are no SAME: zero where no value is below it, else copies of the border's own values."""
-    value = node.inputs[0]
-    assert value is not None
-    window = Window(node, ints(node, "kernel_shape"))
-    x = read_spatial(e, value)
-    index, kind = x.index, window.kind
-    if kind is None:
-        kind = VALID
-        if _is_never_negative(e, value):
-            index = pad_zero(e, index, window.begins, window.ends)
-        else:
-            index = _pad_border(e, index, window.begins, window.ends)
-    settings = options(
-        "Pool2D", padding=kind, strideH=window.strides[0], strideW=window.strides[1],
-        filterHeight=window.kernel[0], filterWidth=window.kernel[1],
-    )  # fmt: skip
-    write_spatial(e, node.outputs[0], "MAX_POOL_2D", (index,), settings)
-
-
-def _is_never_negative(e: Emitter, value: ir.Value) -> bool:
-    """Whether real zero is the least that the tensor at hand can hold."""
-    grid = e.grid(value)
-    if e.native and grid is not None:
-        return int(grid.zero_point) == INT8_MIN
-    producer = value.producer()
-    if producer is None:
-        return False
-    if producer.op_type in ("Relu", "Sigmoid", "HardSigmoid", "Softmax"):
-        return True
-    if producer.op_type == "Clip":
-        return clip_bounds(producer)[0] >= 0
-    passes = producer.op_type in ("MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Reshape", "Transpose")
-    moving = producer.inputs if producer.op_type == "Concat" else producer.inputs[:1]
-    return passes and all(i is not None and constant(i) is None and _is_never_negative(e, i) for i in moving)
-
-
-def _pad_border(e: Emitter, index: int, begins: tuple[int, ...], ends: tuple[int, ...]) -> int:
-    """Rows and columns repeated at the border: every window that reads a copy reads its original as well."""
-    for axis, begin, end in zip((1, 2), begins, ends, strict=True):
-        shape = [*e.shape(index)]
-        line = [*shape]
-        line[axis] = 1
-        last = [0, 0, 0, 0]
-        last[axis] = shape[axis] - 1
-        parts = [_sliced(e, index, (0, 0, 0, 0), line)] * begin + [index] + [_sliced(e, index, last, line)] * end
-        while len(parts) > 1:
-            head = parts[:MOST_CONCATENATED]
-            shape[axis] = sum(e.shape(part)[axis] for part in head)
-            joined = e.step("CONCATENATION", head, shape, options("Concatenation", axis=axis), like=index)
-            parts = [joined, *parts[len(head) :]]
-        index = parts[0]
-    return index
-
-
-# --- pixels and channels
-
-
-def check_blocks(node: ir.Node) -> str | None:
-    return None if len(shape_of(node.inputs[0])) == 4 else "a rank other than 4"
-
-
-def depth_to_space(e: Emitter, node: ir.Node) -> None:
-    value, out = node.inputs[0], node.outputs[0]
-    block = node.attributes.get_int("blocksize", 1)
-    x = e.read(value, lay.NHWC)
-    layout = lay.plain(shape_of(out), lay.NHWC)
-    if node.attributes.get_string("mode", "DCR") == "DCR":
-        e.write(out, "DEPTH_TO_SPACE", (x.index,), layout, options("DepthToSpace", blockSize=block))
-        return
-    n, h, w, c = e.shape(x.index)
-    apart = e.reshape(x.index, (n, h, w, c // block**2, block, block))
-    index = e.transpose(apart, (0, 1, 4, 2, 5, 3))
-    _write_reshape(e, out, index, layout, lay.stored_shape(layout))
-
-
-def space_to_depth(e: Emitter, node: ir.Node) -> None:
-    x = e.read(node.inputs[0], lay.NHWC)
-    layout = lay.plain(shape_of(node.outputs[0]), lay.NHWC)
-    block = node.attributes.get_int("blocksize", 1)
-    e.write(node.outputs[0], "SPACE_TO_DEPTH", (x.index,), layout, options("SpaceToDepth", blockSize=block))
-
-
-def check_resize(node: ir.Node) -> str | None:
-    mode = node.attributes.get_string("mode", "nearest")
-    if len(shape_of(node.inputs[0])) != 4 or shape_of(node.inputs[0])[:2] != shape_of(node.outputs[0])[:2]:
-        return "resizing of other than height and width"
-    if mode not in ("nearest", "linear"):
-        return f"mode {mode}"
-    if mode == "linear" and _coordinates(node) not in (
-        "half_pixel",
-        "pytorch_half_pixel",
-        "align_corners",
-        "asymmetric",
-    ):
-        return f"coordinates {_coordinates(node)}"
-    if mode == "nearest" and _coordinates(node) == "tf_crop_and_resize":
-        return f"coordinates {_coordinates(node)}"
-    if node.attributes.get_int("antialias", 0):
-        return "antialiasing"
-    return None
-
-
-def _coordinates(node: ir.Node) -> str:
-    return node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
-
-
-def resize(e: Emitter, node: ir.Node) -> None:
-    value, out = node.inputs[0], node.outputs[0]
-    assert value is not None
-    layout = lay.plain(shape_of(out), lay.NHWC)
-    x = e.read(value, lay.NHWC)
-    sizes, outs = shape_of(value)[2:], shape_of(out)[2:]
-    if sizes == outs:
-        e.alias(out, Stored(x.index, layout))
-        return
-    target = np.asarray(outs, np.int32)
-    if node.attributes.get_string("mode", "nearest") == "linear":
-        kind = _coordinates(node)
-        settings = options(
-            "ResizeBilinear", alignCorners=kind == "align_corners", halfPixelCenters="half_pixel" in kind
-        )
-        e.write(out, "RESIZE_BILINEAR", (x.index, e.constant("size", target)), layout, settings)
-        return
-    maps = [_nearest(node, axis, size, end) for axis, size, end in zip((2, 3), sizes, outs, strict=True)]
-    factor = outs[0] // sizes[0]
-    repeats = all(np.array_equal(m, np.arange(end) // factor) for m, end in zip(maps, outs, strict=True))
-    if repeats and factor in (2, 4, 8):
-        _write_doubled(e, out, x.index, layout, factor)
-        return
-    for half in (False, True):
-        if all(
-            np.array_equal(m, _tflite_nearest(size, end, half)) for m, size, end in zip(maps, sizes, outs, strict=True)
-        ):
-            settings = options("ResizeNearestNeighbor", alignCorners=False, halfPixelCenters=half)
-            e.write(out, "RESIZE_NEAREST_NEIGHBOR", (x.index, e.constant("size", target)), layout, settings)
-            return
-    n, _, w, c = e.shape(x.index)
-    rows, columns = (e.constant("indices", m.astype(np.int32)) for m in maps)
-    index = e.step("GATHER", (x.index, rows), (n, outs[0], w, c), options("Gather", axis=1), like=x.index)
-    e.write(out, "GATHER", (index, columns), layout, options("Gather", axis=2))
-
-
-def _write_doubled(e: Emitter, out: ir.Value, index: int, layout: Layout, factor: int) -> None:
-    """Nearest ×2 as four copies and DEPTH_TO_SPACE: exact, and unlike RESIZE_NEAREST_NEIGHBOR delegated."""
-    while factor > 1:
-        n, h, w, c = e.shape(index)
-        copies = e.step("CONCATENATION", (index,) * 4, (n, h, w, 4 * c), options("Concatenation", axis=3), like=index)
-        settings = options("DepthToSpace", blockSize=2)
-        factor //= 2
-        if factor == 1:
-            e.write(out, "DEPTH_TO_SPACE", (copies,), layout, settings)
-        else:
-            index = e.step("DEPTH_TO_SPACE", (copies,), (n, 2 * h, 2 * w, c), settings, like=index)
-
-
-def _nearest(node: ir.Node, axis: int, size: int, out: int) -> Array:
-    """Which source line each output line copies (onnx/defs/tensor: Resize)."""
-    scales = constant_input(node, 2)
-    scale = float(scales[axis]) if scales is not None and scales.size else out / size
-    i = np.arange(out, dtype=np.float64)
-    kind = _coordinates(node)
-    if kind == "asymmetric":
-        at = i / scale
-    elif kind == "align_corners":
-        at = i * (size - 1) / (out - 1) if out > 1 else i * 0
-    elif kind == "pytorch_half_pixel" and out == 1:
-        at = i * 0 - 0.5
-    else:
-        at = (i + 0.5) / scale - 0.5
-    rounding = node.attributes.get_string("nearest_mode", "round_prefer_floor")
-    lines = {
-        "floor": np.floor(at), "ceil": np.ceil(at), "round_prefer_floor": np.ceil(at - 0.5),
-        "round_prefer_ceil": np.floor(at + 0.5),
-    }[rounding]  # fmt: skip
-    return np.clip(lines, 0, size - 1).astype(np.int64)
-
-
-def _tflite_nearest(size: int, out: int, half: bool) -> Array:
-    """Which line RESIZE_NEAREST_NEIGHBOR copies (tflite/kernels/internal/reference/resize_nearest_neighbor.h)."""
-    scale = np.float32(size) / np.float32(out)
-    i = np.arange(out, dtype=np.float32)
-    lines = np.floor((i + np.float32(0.5 if half else 0)) * scale)
-    copied: Array = np.clip(lines, 0, size - 1).astype(np.int64)
-    return copied
+def _lines(mode: str, size: int, before: int, behind: int) -> tuple[list[int], list[int]]:
+    """Which lines stand before and behind an axis of ``size`` that is padded with its own values."""
+    if mode == "reflect":
+        return list(range(before, 0, -1)), list(range(size - 2, size - 2 - behind, -1))
+    if mode == "edge":
+        return [0] * before, [size - 1] * behind
+    return list(range(size - before, size)), list(range(behind))

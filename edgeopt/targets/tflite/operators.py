@@ -10,6 +10,7 @@ import onnx_ir as ir
 from edgeopt.errors import ModelError, UnsupportedOperator
 from edgeopt.targets.tflite import elementwise as el
 from edgeopt.targets.tflite import movement as mv
+from edgeopt.targets.tflite import pixels as px
 from edgeopt.targets.tflite import reductions as rd
 from edgeopt.targets.tflite import weighted as wt
 from edgeopt.targets.tflite.emit import Emitter
@@ -95,16 +96,16 @@ LOWERINGS: Mapping[str, Lowering] = {
     "Unsqueeze": _mover(mv.reshape),
     "Transpose": _mover(mv.transpose),
     "Expand": _mover(mv.expand),
-    "Tile": _mover(mv.tile),
+    "Tile": _mover(mv.tile, mv.check_tile),
     "Concat": Lowering(mv.concat, mv.native_concat),
     "Split": _mover(mv.split),
     "Slice": _mover(mv.slice_, mv.check_slice),
     "Gather": _mover(mv.gather, mv.check_gather),
     "Pad": _mover(mv.pad, mv.check_pad),
-    "MaxPool": _mover(mv.max_pool, mv.check_max_pool),
-    "DepthToSpace": _mover(mv.depth_to_space, mv.check_blocks),
-    "SpaceToDepth": _mover(mv.space_to_depth, mv.check_blocks),
-    "Resize": _mover(mv.resize, mv.check_resize),
+    "MaxPool": _mover(px.max_pool, px.check_max_pool),
+    "DepthToSpace": _mover(px.depth_to_space, px.check_blocks),
+    "SpaceToDepth": _mover(px.space_to_depth, px.check_blocks),
+    "Resize": _mover(px.resize, px.check_resize),
     "GlobalAveragePool": Lowering(rd.global_pool("MEAN"), rd.native_mean),
     "GlobalMaxPool": _float(rd.global_pool("REDUCE_MAX")),
     "AveragePool": Lowering(rd.average_pool, rd.native_average_pool, rd.check_average_pool),
@@ -115,8 +116,8 @@ LOWERINGS: Mapping[str, Lowering] = {
     "ReduceProd": _float(rd.reduce("REDUCE_PROD"), rd.check_reduce),
     "ReduceSumSquare": _float(rd.reduce("SUM", squared=True), rd.check_reduce),
     "ReduceL2": _float(rd.reduce("SUM", squared=True, rooted=True), rd.check_reduce),
-    "Softmax": _float(rd.softmax("SOFTMAX")),
-    "LogSoftmax": _float(rd.softmax("LOG_SOFTMAX")),
+    "Softmax": _float(rd.softmax),
+    "LogSoftmax": _float(rd.log_softmax),
     "ArgMax": _float(rd.arg("ARG_MAX")),
     "ArgMin": _float(rd.arg("ARG_MIN")),
     "LayerNormalization": _float(rd.layer_normalization, rd.check_normalization),

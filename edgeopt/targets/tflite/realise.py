@@ -64,7 +64,7 @@ def realised(path: Path, graph: QuantizedGraph) -> Realised:
 
 def _transposes(model: tflite.Model, graph: QuantizedGraph) -> tuple[str, ...]:
     """TRANSPOSE operators beyond those that the source asks for, inputs' and outputs' own apart."""
-    boundary = set(model.inputs) | set(model.outputs)
+    boundary = _boundary(model)
     found = [
         operator
         for operator in model.operators
@@ -76,6 +76,19 @@ def _transposes(model: tflite.Model, graph: QuantizedGraph) -> tuple[str, ...]:
     # What the writer makes between operators is named after the node that it was made for.
     rest = [name for name in names if name.partition("/")[0] not in shuffles]
     return tuple(f"TRANSPOSE {name}" for name in rest[asked:])
+
+
+def _boundary(model: tflite.Model) -> set[int]:
+    """Inputs and outputs, and what is only they converted or reshaped."""
+    passing = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
+    boundary = set(model.inputs) | set(model.outputs)
+    for operator in model.operators:
+        if operator.code in passing and operator.inputs[0] in boundary and operator.inputs[0] not in model.outputs:
+            boundary.update(operator.outputs)
+    for operator in reversed(model.operators):
+        if operator.code in passing and operator.outputs[0] in boundary and operator.outputs[0] not in model.inputs:
+            boundary.add(operator.inputs[0])
+    return boundary
 
 
 def _islands(model: tflite.Model, graph: QuantizedGraph) -> tuple[set[int], tuple[str, ...]]:

@@ -155,18 +155,29 @@ def _corrections(window: Window) -> np.ndarray[tuple[int, ...], np.dtype[np.floa
 # --- softmax and indices of the largest
 
 
-def softmax(code: str) -> Lower:
-    def lower(e: Emitter, node: ir.Node) -> None:
-        value = node.inputs[0]
-        rank = len(shape_of(value))
-        axis = node.attributes.get_int("axis", -1) % rank
-        x = e.read(value)
-        if x.perm[-1] != axis:
-            x = e.moved(x, (*(a for a in x.perm if a != axis), axis))
-        settings = options("Softmax", beta=1.0) if code == "SOFTMAX" else options("LogSoftmax")
-        e.write(node.outputs[0], code, (x.index,), lay.plain(shape_of(value), x.perm), settings)
+def softmax(e: Emitter, node: ir.Node) -> None:
+    x = _with_axis_last(e, node)
+    layout = lay.plain(x.layout.shape, x.perm)
+    e.write(node.outputs[0], "SOFTMAX", (x.index,), layout, options("Softmax", beta=1.0))
 
-    return lower
+
+def log_softmax(e: Emitter, node: ir.Node) -> None:
+    """(x − max) − log(sum(exp(x − max))) in operators that the delegate takes; LOG_SOFTMAX it does not."""
+    x = _with_axis_last(e, node)
+    shape = e.shape(x.index)
+    short = (*shape[:-1], 1)
+    last = e.constant("axes", np.asarray([len(shape) - 1], np.int32))
+    keep = options("Reducer", keepDims=True)
+    below = e.step("SUB", (x.index, e.step("REDUCE_MAX", (x.index, last), short, keep)), shape, options("Sub"))
+    summed = e.step("SUM", (e.step("EXP", (below,), shape, options("Exp")), last), short, keep)
+    layout = lay.plain(x.layout.shape, x.perm)
+    e.write(node.outputs[0], "SUB", (below, e.step("LOG", (summed,), short)), layout, options("Sub"))
+
+
+def _with_axis_last(e: Emitter, node: ir.Node) -> Stored:
+    axis = node.attributes.get_int("axis", -1) % len(shape_of(node.inputs[0]))
+    x = e.read(node.inputs[0])
+    return x if x.perm[-1] == axis else e.moved(x, (*(a for a in x.perm if a != axis), axis))
 
 
 def arg(code: str) -> Lower:
