@@ -241,7 +241,7 @@ def _read_state(path: Path, torch: Any) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|global|class|Unsupported operand) ([\w.]+)", str(error))
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise ModelError(
             "this file holds more than weights"
             + (f" (it asks for {named.group(1)!r})" if named else "")
@@ -250,6 +250,12 @@ def _read_state(path: Path, torch: Any) -> dict[str, Any]:
             hint="Save the weights alone: torch.save(model.state_dict(), 'weights.pth'), or safetensors.",
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        if "TorchScript" in str(error):
+            raise ModelError(
+                "this is a TorchScript archive, a program and no weights",
+                where=str(path),
+                hint="Save the weights of the module: torch.save(model.state_dict(), 'weights.pth'), or safetensors.",
+            ) from error
         raise ModelError(
             f"the weights cannot be read: {first_line(error)}",
             where=str(path),

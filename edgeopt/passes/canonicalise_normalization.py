@@ -15,6 +15,7 @@ from edgeopt.graph.model import (
     only_user,
     remove_unused,
     replace,
+    reshape_before,
     scalar,
     shape,
 )
@@ -24,7 +25,7 @@ from edgeopt.passes.base import Context, Pass
 
 class CanonicaliseNormalization(Pass):
     """(x − mean) / √(var + ε) · γ + β over the last axes becomes LayerNormalization (Ba et al., 2016,
-    arXiv:1607.06450)."""
+    arXiv:1607.06450). InstanceNormalization becomes one over H·W, with its factors per channel behind it."""
 
     use: Literal["canonicalise_normalization"] = "canonicalise_normalization"
 
@@ -32,6 +33,8 @@ class CanonicaliseNormalization(Pass):
         for node in list(graph.model.graph):
             if node.op_type in {"Div", "Mul"}:
                 _layer_norm(node)
+            elif node.op_type == "InstanceNormalization":
+                _instance_norm(node)
         remove_unused(graph.model.graph)
         return graph
 
@@ -109,3 +112,35 @@ def _affine(node: ir.Node, op_type: str, normal: tuple[int, ...], neutral: Array
         return neutral, node
     trimmed = array.reshape(array.shape[max(array.ndim - len(normal), 0) :])
     return np.ascontiguousarray(np.broadcast_to(trimmed, normal)), user
+
+
+def _instance_norm(node: ir.Node) -> None:
+    """Mean and variance per sample and channel over all further axes (Ulyanov et al., 2016, arXiv:1607.08022)."""
+    source, output = node.inputs[0], node.outputs[0]
+    factor, offset = constant(node.inputs[1]), constant(node.inputs[2])
+    if source is None or factor is None or offset is None or not isinstance(node.graph, ir.Graph):
+        return
+    batch, channels, *spatial = shape(source)
+    size = int(np.prod(spatial, dtype=np.int64))
+    flat = reshape_before(node, source, (batch, channels, size), name=f"{node.name}_flatten")
+    operands = [
+        add_initializer(node.graph, f"{node.name}_{what}", array)
+        for what, array in (("ones", np.ones(size, np.float32)), ("zeros", np.zeros(size, np.float32)))
+    ]
+    result = insert_before(
+        node,
+        "LayerNormalization",
+        [flat, *operands],
+        {"axis": -1, "epsilon": node.attributes.get_float("epsilon", 1e-5)},
+        output_shape=(batch, channels, size),
+        like=output,
+        name=node.name,
+    )
+    result = reshape_before(node, result, shape(output), name=f"{node.name}_unflatten")
+    for op_type, array, neutral in (("Mul", factor, 1), ("Add", offset, 0)):
+        if (array != neutral).any():
+            wide = add_initializer(
+                node.graph, f"{node.name}_{op_type.lower()}", array.reshape(-1, *(1 for _ in spatial))
+            )
+            result = insert_before(node, op_type, [result, wide], output_shape=shape(output), like=output)
+    replace(output, result)

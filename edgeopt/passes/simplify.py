@@ -111,8 +111,23 @@ def _perm(node: ir.Node) -> tuple[int, ...]:
     return tuple(node.attributes.get_ints("perm", tuple(reversed(range(rank)))))
 
 
-def _constant_first(node: ir.Node) -> bool:
+def _broadcasting(node: ir.Node) -> bool:
+    """An elementwise operator broadcasts by itself: what Expand would do before it is left to it."""
+    for index, value in enumerate(node.inputs):
+        expand = value.producer() if value is not None else None
+        if expand is None or expand.op_type != "Expand":
+            continue
+        others = [shape(other) for place, other in enumerate(node.inputs) if place != index]
+        if np.broadcast_shapes(shape(expand.inputs[0]), *others) == shape(node.outputs[0]):
+            node.replace_input_with(index, expand.inputs[0])
+            return True
+    return False
+
+
+def _commutative(node: ir.Node) -> bool:
     """Add and Mul read their constant second."""
+    if _broadcasting(node):
+        return True
     if constant(node.inputs[0]) is None or constant(node.inputs[1]) is not None:
         return False
     first, second = node.inputs
@@ -216,8 +231,12 @@ def _variadic(op_type: str) -> Callable[[ir.Node], bool]:
 
 
 _RULES: dict[str, Callable[[ir.Node], bool]] = {
-    "Add": _constant_first,
-    "Mul": _constant_first,
+    "Add": _commutative,
+    "Mul": _commutative,
+    "Sub": _broadcasting,
+    "Div": _broadcasting,
+    "Pow": _broadcasting,
+    "Where": _broadcasting,
     "Reshape": _reshape,
     "Transpose": _transpose,
     "Sum": _variadic("Add"),

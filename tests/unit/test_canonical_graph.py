@@ -235,6 +235,19 @@ def test_layer_norm_is_found_in_its_parts(tmp_path: Path, affine: bool, square: 
     check(path, ["LayerNormalization"])
 
 
+def test_instance_norm_is_layer_norm_with_factors_per_channel(tmp_path: Path) -> None:
+    body = "g (float[2,3,4,5] x) => (float[2,3,4,5] y) { y = InstanceNormalization<epsilon=0.001>(x, gamma, beta) }"
+    path = write(tmp_path, body, gamma=weights(3), beta=weights(3))
+    check(path, ["Reshape", "LayerNormalization", "Reshape", "Mul", "Add"])
+
+
+def test_broadcasting_needs_no_expand(tmp_path: Path) -> None:
+    body = """g (float[1,3,4] x) => (float[1,3,4] y, float[2,3,4] z) {
+        n = ReduceL2(x, axes)  e = Expand(n, full)  y = Div(x, e)  w = Expand(n, wide)  z = Add(w, x) }"""
+    path = write(tmp_path, body, axes=np.asarray([-1]), full=np.asarray([1, 3, 4]), wide=np.asarray([2, 3, 4]))
+    check(path, ["ReduceL2", "Div", "Expand", "Add"])
+
+
 def test_movement_is_written_out(tmp_path: Path) -> None:
     body = """g (float[2,6,4] x) => (float[6,4] a, float[2,4] b, float[2,3,4] c, float[2,2,4] d, float[8,6] e) {
         a = Gather<axis=0>(x, last)  b = Gather<axis=1>(x, two)  c = Gather<axis=1>(x, even)
