@@ -326,6 +326,24 @@ def write(model: Model) -> bytes:
                 schema.BufferAddData(builder, position)
             return int(schema.BufferEnd(builder))
 
+    vectors: dict[tuple[str, bytes], int] = {}
+
+    class SharedQuantization(schema.QuantizationParametersT):  # type: ignore[misc]
+        """Points at equal vectors that are written already: zero points of channels alone are 8 bytes each."""
+
+        def Pack(self, builder: Any) -> int:
+            positions = []
+            for values in (self.scale, self.zeroPoint):
+                key = (values.dtype.str, values.tobytes())
+                if key not in vectors:
+                    vectors[key] = builder.CreateNumpyVector(values)
+                positions.append(vectors[key])
+            schema.QuantizationParametersStart(builder)
+            schema.QuantizationParametersAddScale(builder, positions[0])
+            schema.QuantizationParametersAddZeroPoint(builder, positions[1])
+            schema.QuantizationParametersAddQuantizedDimension(builder, self.quantizedDimension)
+            return int(schema.QuantizationParametersEnd(builder))
+
     buffers = [AlignedBuffer()]  # buffer 0 is empty by convention: tensors that are computed point at it
     known: dict[tuple[int, bytes], int] = {}
 
@@ -348,7 +366,7 @@ def write(model: Model) -> bytes:
         record.hasRank = True
         record.buffer = 0 if tensor.data is None else buffer_of(_raw(tensor.data))
         if tensor.source is None and tensor.scale is not None and tensor.zero_point is not None:
-            record.quantization = schema.QuantizationParametersT(
+            record.quantization = SharedQuantization(
                 scale=np.atleast_1d(np.asarray(tensor.scale, np.float32)),
                 zeroPoint=np.atleast_1d(np.asarray(tensor.zero_point, np.int64)),
                 quantizedDimension=tensor.axis,
