@@ -33,7 +33,8 @@ class CanonicaliseLinear(Pass):
     """MatMul by a constant becomes [Reshape →] Gemm [→ Reshape]; Gemm loses its flags; a bias always stands.
 
     A 1×1 Conv on one pixel whose result is flattened becomes a Gemm. MatMul of two activations stays, and scalar
-    factors on its inputs move behind it as one Mul.
+    factors on its inputs move behind it as one Mul. An activation stands directly behind its Gemm, before the Reshape
+    back, where it can be fused.
     """
 
     use: Literal["canonicalise_linear"] = "canonicalise_linear"
@@ -44,6 +45,10 @@ class CanonicaliseLinear(Pass):
                 if node.domain in ("", "ai.onnx") and (rule := rules.get(node.op_type)) is not None:
                     rule(node)
             remove_unused(graph.model.graph)
+        for node in list(graph.model.graph):
+            if node.op_type in _UNARY or node.op_type == "Mul":
+                _before_unrow(node)
+        remove_unused(graph.model.graph)
         return graph
 
 
@@ -278,6 +283,34 @@ def _head(node: ir.Node) -> None:
         )
     replace(user.outputs[0], result)
     _graph(node).remove([node, *chain, user], safe=True)  # so that the next Conv sees its only reader
+
+
+def _before_unrow(node: ir.Node) -> None:
+    """f(Reshape(x)) = Reshape(f(x)) for rows x of a Gemm; also for x · sigmoid(x)."""
+    rows: dict[ir.Value, ir.Value] = {}
+    for value in node.inputs:
+        if value is None or (constant(value) is not None and not shape(value)):
+            continue  # a bound of Clip
+        if constant(value) is not None or (row := _rows(value)) is None:
+            return
+        rows[value] = row
+    if len({shape(row) for row in rows.values()}) != 1:
+        return
+    sources = [rows.get(value, value) if value is not None else None for value in node.inputs]
+    output, sizes = node.outputs[0], shape(next(iter(rows.values())))
+    result = insert_before(
+        node, node.op_type, sources, dict(node.attributes), output_shape=sizes, like=output, name=node.name
+    )
+    replace(output, reshape_before(node, result, shape(output), name=f"{node.name}_unrow"))
+
+
+def _rows(value: ir.Value) -> ir.Value | None:
+    """The (M, N) that a Reshape gives back its leading axes; None if the value is anything else."""
+    node = value.producer()
+    if node is None or node.op_type != "Reshape" or node.inputs[0] is None:
+        return None
+    before, after = shape(node.inputs[0]), shape(value)
+    return node.inputs[0] if len(before) == 2 and len(after) > 2 and before[1] == after[-1] else None
 
 
 _TO_GEMM: dict[str, Callable[[ir.Node], None]] = {

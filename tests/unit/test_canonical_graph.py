@@ -90,6 +90,20 @@ def test_matmul_of_rank_3_with_bias_is_gemm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        ("r = Relu(m)", ["Relu"]),
+        ("r = Clip(m, zero, six)", ["Clip"]),
+        ("s = Sigmoid(m)  r = Mul(m, s)", ["Sigmoid", "Mul"]),
+    ],
+)
+def test_an_activation_stands_directly_behind_its_gemm(tmp_path: Path, activation: str, expected: list[str]) -> None:
+    body = f"g (float[2,5,8] x) => (float[2,5,6] y) {{ m = MatMul(x, w)  {activation}  y = MatMul(r, v) }}"
+    path = write(tmp_path, body, w=weights(8, 4), v=weights(4, 6), zero=np.float32(0), six=np.float32(1.5))
+    check(path, ["Reshape", "Gemm", *expected, "Gemm", "Reshape"])
+
+
+@pytest.mark.parametrize(
     ("attributes", "a", "b", "c"),
     [
         ("", (3, 4), (4, 5), (5,)),
