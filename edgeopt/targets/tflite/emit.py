@@ -70,6 +70,8 @@ class Emitter:
         self.wanted = lay.wanted_perms(graph, spatial_outputs=spatial_outputs)
         self.floats: dict[ir.Value, Stored] = {}
         self.integers: dict[ir.Value, Stored] = {}
+        self.ports: dict[int, Layout] = {}
+        """Tensors that are inputs and outputs of the file."""
         self.done: set[ir.Node] = set()
         self.node: ir.Node | None = None
         self.native = False

@@ -127,6 +127,7 @@ class TfliteTarget(Target):
             floats = e.tensor(f"{name}__dq", stored_shape)
             e.operator("DEQUANTIZE", (integers,), (floats,))
             e.floats[value] = Stored(floats, layout)
+        e.ports[index] = layout
         e.model.inputs.append(index)
         e.model.signature_inputs[name] = index
 
@@ -154,7 +155,7 @@ class TfliteTarget(Target):
         _rename(e.model, index, name)
         e.model.outputs.append(index)
         e.model.signature_outputs[name] = index
-        e.floats[value] = Stored(index, moved.layout)
+        e.ports[index] = moved.layout
 
 
 def _grid(value: ir.Value, graph: QuantizedGraph) -> QuantParams:
@@ -219,7 +220,9 @@ def _drop_unused(model: tflite.Model) -> None:
 
 def _layouts(e: Emitter) -> dict[str, tflite.Layout]:
     """Tensor name → layout, for every value's tensor that does not lie as in the graph."""
-    found: dict[str, tflite.Layout] = {}
+    found = {
+        e.model.tensors[index].name: layout for index, layout in e.ports.items() if layout != lay.plain(layout.shape)
+    }
     for held in (e.integers, e.floats):
         for value, stored in held.items():
             name = e.model.tensors[stored.index].name
