@@ -162,6 +162,36 @@ class Accumulator:
             # Grids are float32: a difference of exactly one step is not always the same float64.
             self._within += int((np.abs(difference) <= self._step * 1.001).sum())
 
+    def add_integers(self, reference: Array, value: Array, zero_point: int) -> None:
+        """One sample as int8 integers of the tensor's grid: what ``add`` says of their real values, many times faster.
+
+        Raises:
+            ValueError: shapes differ, or the accumulator has no step.
+        """
+        if reference.shape != value.shape or self._step is None:
+            raise ValueError(f"shapes differ: {reference.shape} and {value.shape}, or no grid")
+        a, b = reference.ravel(), value.ravel()
+        squares = np.square(np.arange(-128, 128, dtype=np.float64) - zero_point) * self._step**2
+        signal, other = (float(_histogram(x) @ squares) for x in (a, b))
+        noise = worst = 0.0
+        within = a.size
+        if not np.array_equal(a, b):
+            difference = np.abs(b.astype(np.int16) - a)
+            counts = np.bincount(difference, minlength=2).astype(np.float64)
+            steps = np.arange(len(counts), dtype=np.float64)
+            noise = float(counts @ np.square(steps)) * self._step**2
+            worst, within = float(steps[-1]) * self._step, int(counts[:2].sum())
+        self._max_abs = max(self._max_abs, worst)
+        self._values += a.size
+        self._signal += signal
+        self._other += other
+        self._product += (signal + other - noise) / 2
+        self._noise += noise
+        self._within += within
+        self._samples += 1
+        self._scalar = a.size < 2
+        self._agreed += int(a.size > 0 and a.argmax() == b.argmax())
+
     def merge(self, other: Accumulator) -> None:
         """Take over another tensor's sums; steps and samples are this one's own and stay."""
         self._max_abs = max(self._max_abs, other._max_abs, key=lambda value: (math.isnan(value), value))
@@ -229,6 +259,11 @@ def level_report(
         failures=tuple(failures),
         **(fields | more),
     )
+
+
+def _histogram(integers: Array) -> Array:
+    """Counts of int8 values, −128 first."""
+    return np.roll(np.bincount(integers.view(np.uint8), minlength=256), 128).astype(np.float64)
 
 
 LARGEST = float(np.finfo(np.float64).max)

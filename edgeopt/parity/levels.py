@@ -294,16 +294,13 @@ class Segments:
         made = self._cut.run(feed, integers, self._table)
         for name, accumulator in self._accumulators.items():
             if name in self._cut.produced:
-                params = self._table.activations[name]
-                reference, value = params.dequantize(integers[name]), made[name]
+                params, value = self._table.activations[name], made[name]
                 if value.dtype.kind == "f":
                     # The file gives the unrounded result: it must round to the same step, or the next.
-                    value = params.dequantize(params.quantize(value))
-                else:
-                    value = params.dequantize(value)
+                    value = params.quantize(value)
+                accumulator.add_integers(integers[name], value, int(params.zero_point))
             else:
-                reference, value = expected[name], made[name]
-            accumulator.add(reference, _same_shape(value, reference))
+                accumulator.add(expected[name], _same_shape(made[name], expected[name]))
 
     def results(self) -> tuple[SegmentParity, ...]:
         """Every segment in graph order, judged."""

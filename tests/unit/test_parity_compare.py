@@ -43,6 +43,20 @@ def test_steps_are_counted_on_the_grid() -> None:
     assert found.lsb_max == pytest.approx(3, rel=1e-6)
 
 
+@given(st.integers(1, 3), st.integers(-128, 127), st.integers(0, 2**32 - 1))
+def test_integers_are_compared_as_their_real_values(samples: int, zero_point: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    step = np.float32(0.03)
+    fast, slow = Accumulator(float(step)), Accumulator(float(step))
+    for _ in range(samples):
+        a = rng.integers(-128, 128, (3, 5)).astype(np.int8)
+        b = np.clip(a + rng.integers(-2, 3, a.shape), -128, 127).astype(np.int8)
+        fast.add_integers(a, b, zero_point)
+        slow.add((a - np.float64(zero_point)) * step, (b - np.float64(zero_point)) * step)
+    one, other = fast.result().model_dump(), slow.result().model_dump()
+    assert one == pytest.approx(other, rel=1e-6, abs=1e-9)
+
+
 def test_equal_tensors_are_exact_and_a_nan_is_as_wrong_as_can_be() -> None:
     ones = np.ones(3, np.float32)
     equal, broken = Accumulator(), Accumulator()
