@@ -27,8 +27,8 @@ TYPES_ONLY = frozenset(
         "DynamicQuantizeLinear",
         "Elu", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "Gemm",
         "GlobalAveragePool", "GlobalMaxPool", "Greater", "HardSigmoid", "Identity", "InstanceNormalization",
-        "LeakyRelu", "Less", "Log", "LogSoftmax", "LpNormalization", "MatMul", "Max", "MaxPool", "Min", "Mod", "Mul", "Neg", "Not",
-        "Or", "PRelu", "Pow", "QuantizeLinear", "Reciprocal", "ReduceSum", "Relu", "Reshape", "Round",
+        "LeakyRelu", "Less", "Log", "LogSoftmax", "LpNormalization", "MatMul", "Max", "MaxPool", "Min", "Mod", "Mul",
+        "Neg", "Not", "Or", "PRelu", "Pow", "QuantizeLinear", "Reciprocal", "ReduceSum", "Relu", "Reshape", "Round",
         "ScatterElements",
         "Selu", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "SpaceToDepth", "Sqrt", "Squeeze",
         "Sub", "Sum", "Tanh", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
@@ -209,17 +209,22 @@ def _split(graph: ir.Graph, node: ir.Node, source: int, version: int) -> bool:
 def _pad(graph: ir.Graph, node: ir.Node, source: int, version: int) -> bool:
     if version < 19 and node.attributes.get_string("mode", "constant") == "wrap":
         raise ValueError(f"node {node.name}: Pad that wraps does not exist in opset {version}")
-    axes = node.inputs[3] if len(node.inputs) > 3 else None
-    if version < 18 and axes is not None:
-        rank = len(_shape(node, node.inputs[0]))
-        pads, named = _constant(node, node.inputs[1]), _constant(node, axes) % rank
-        full = np.zeros(2 * rank, np.int64)
-        full[named], full[named + rank] = pads[: len(named)], pads[len(named) :]
-        node.replace_input_with(1, _Maker(graph, node).array(full))
-        node.resize_inputs(3)
-        if node.inputs[2] is None:
-            node.resize_inputs(2)
+    if version < 18:
+        expand_pad_axes(graph, node)
     return True
+
+
+def expand_pad_axes(graph: ir.Graph, node: ir.Node) -> None:
+    """A Pad of some axes as a Pad of all. ValueError if its pads or axes are not constant."""
+    axes = node.inputs[3] if len(node.inputs) > 3 else None
+    if axes is None:
+        return
+    rank = len(_shape(node, node.inputs[0]))
+    pads, named = _constant(node, node.inputs[1]), _constant(node, axes) % rank
+    full = np.zeros(2 * rank, np.int64)
+    full[named], full[named + rank] = pads[: len(named)], pads[len(named) :]
+    node.replace_input_with(1, _Maker(graph, node).array(full))
+    node.resize_inputs(3 if node.inputs[2] is not None else 2)
 
 
 def _resize(graph: ir.Graph, node: ir.Node, source: int, version: int) -> bool:

@@ -46,7 +46,7 @@ from edgeopt.formats.onnx import (
     spec,
 )
 from edgeopt.graph.constraints import Constraints
-from edgeopt.graph.opset import OLDEST, convert_opset
+from edgeopt.graph.opset import OLDEST, convert_opset, expand_pad_axes
 from edgeopt.graph.placement import FUSED_ACTIVATIONS, WEIGHTED
 from edgeopt.graph.qdq import INTEGERS_SUFFIX, to_qdq
 from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantParams
@@ -112,6 +112,7 @@ class Onnx(Target):
             writer.round_sigmoids()
             writer.harden()
         writer.drop_last_pairs()
+        writer.avoid_refusals()
         writer.move_integers()
         writer.fold_constants()
         writer.guard_float_nodes()
@@ -206,7 +207,9 @@ def _kind(node: ir.Node) -> Literal["int8", "float", "other"]:
     """What a node of an optimised model is; ONNX Runtime writes no types, so movement is judged by its name."""
     if node.op_type in INT8_OPERATORS:
         return "int8"
-    return "other" if node.op_type in CONVERSIONS | REORDERS | MOVEMENT | {"MaxPool", "Clip"} else "float"
+    return (
+        "other" if node.op_type in CONVERSIONS | REORDERS | MOVEMENT | {"MaxPool", "NhwcMaxPool", "Clip"} else "float"
+    )
 
 
 def _source_name(node: ir.Node) -> str:
@@ -399,6 +402,28 @@ class _Writer:
             moved.type, moved.name, integers.name = integers.type, integers.name, None
             self._graph.remove(after, safe=True)
 
+    def avoid_refusals(self) -> None:
+        """Two forms that ONNX Runtime (1.31) takes for others, and then fails on.
+
+        It moves a Transpose through a Pad as if the Pad named all axes, and makes an AveragePool with dilations a
+        QLinearAveragePool, which knows none: a Max of one tensor, which is that tensor, keeps it in float.
+        """
+        for node in list(self._graph):
+            if node.op_type == "Pad":
+                expand_pad_axes(self._graph, node)
+            if node.op_type != "AveragePool" or (dilations := node.attributes.get("dilations")) is None:
+                continue
+            if set(dilations.as_ints()) == {1}:
+                del node.attributes["dilations"]
+            elif self._table.scheme(node) == "int8":
+                result = node.outputs[0]
+                same = ir.node("Max", [result])
+                ir.convenience.replace_all_uses_with(result, same.outputs[0], replace_graph_outputs=True)
+                same.replace_input_with(0, result)
+                _like(same.outputs[0], result, result.name or "")
+                result.name = f"{result.name}__pooled"
+                self._graph.insert_after(node, [same])
+
     def fold_constants(self) -> None:
         """A constant that is read as an activation is stored as its integers."""
         for quantize in self._of_type("QuantizeLinear"):
@@ -481,11 +506,6 @@ class _Writer:
                 del graph.initializers[value.name]  # type: ignore[arg-type]
         for node in graph:
             node.doc_string = None
-            dilations = node.attributes.get("dilations")
-            if node.op_type == "AveragePool" and dilations is not None and set(dilations.as_ints()) == {1}:
-                # ONNX Runtime (1.31) carries it into a QLinearAveragePool, which knows no such attribute.
-                del node.attributes["dilations"]
-            node.metadata_props.clear()
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 node.name = None
             for value in node.outputs:
