@@ -50,13 +50,16 @@ def calibration_file(name: str, input_name: str, images: np.ndarray) -> Path:
     return path
 
 
-def convert(source: Path, out: Path, *options: str) -> Conversion:
-    """`edgeopt convert SOURCE --out OUT OPTIONS...` into a fresh folder. `source` is a model or a recipe.
+def convert(source: Path, out: Path, *options: str, fresh: bool = True) -> Conversion:
+    """`edgeopt convert SOURCE --out OUT OPTIONS...`. `source` is a model or a recipe.
+
+    `fresh`: whatever is in OUT goes first. Otherwise edgeopt finds there what it need not do again, by its own keys.
 
     Exit code 1 (a tolerance or a budget failed) still leaves artifacts, and they are measured. Raises `ConvertError`
     where there is no report, or a target in it has no file.
     """
-    shutil.rmtree(out, ignore_errors=True)
+    if fresh:
+        shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     command = [str(Path(sys.executable).with_name("edgeopt")), "convert", str(source), "--out", str(out), *options]
     print("$ edgeopt " + " ".join(command[1:]), file=sys.stderr, flush=True)
@@ -80,13 +83,14 @@ def convert(source: Path, out: Path, *options: str) -> Conversion:
     return run
 
 
-def convert_trained(model: data.TrainedModel, *, targets: str) -> Conversion:
-    """One of the trained models with its calibration images and nothing but defaults."""
+def convert_trained(model: data.TrainedModel, *, fresh: bool) -> Conversion:
+    """One of the trained models with its calibration images and nothing but defaults, to ONNX and TFLite."""
     images = model.calibration()
     calibration = calibration_file(model.name, model.input_name, images)
     return convert(
         model.onnx,
-        place.work() / "edgeopt" / f"{model.name}-{targets.replace(',', '-')}",
-        *("--target", targets, "--calibration", str(calibration)),
+        place.work() / "edgeopt" / model.name,
+        *("--target", "onnx,tflite", "--calibration", str(calibration)),
         *("--input", f"{model.input_name}=1,{','.join(str(d) for d in images.shape[1:])}"),
+        fresh=fresh,
     )

@@ -60,7 +60,7 @@ def measure(model: data.TrainedModel, chosen_peers: list[str], *, ours: bool) ->
     if not ours:
         return rows
     try:
-        run = convert.convert_trained(model, targets="onnx,tflite")
+        run = convert.convert_trained(model, fresh=True)
     except convert.ConvertError as error:
         return [*rows, {"who": "**edgeopt**", "error": str(error)}]
     for target in ("onnx", "tflite"):

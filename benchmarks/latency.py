@@ -62,7 +62,7 @@ def measure(model: data.TrainedModel, rounds: int) -> dict[str, Any]:
         files["ort"] = made["path"]
     record: dict[str, Any] = {"model": model.name}
     try:
-        run = convert.convert_trained(model, targets="onnx")
+        run = convert.convert_trained(model, fresh=False)
         files["ours"] = run.path("onnx")
     except convert.ConvertError as error:
         record["error"] = str(error)
@@ -73,8 +73,9 @@ def measure(model: data.TrainedModel, rounds: int) -> dict[str, Any]:
         n: {"ms": float(np.median(spent[n])), "low_ms": float(np.min(spent[n])), **counts(path)}
         for n, path in files.items()
     }
+    for name in files.keys() - {"float"}:
+        record["files"][name] |= off_and_on(files[name], images)
     if "ours" in files:
-        record["files"]["ours"] |= off_and_on(files["ours"], images)
         record["to_float"] = scoring.paired_ratio(spent["ours"], spent["float"])
         if "ort" in files:
             record["to_ort"] = scoring.paired_ratio(spent["ours"], spent["ort"])
@@ -102,7 +103,7 @@ def markdown(models: dict[str, data.TrainedModel], records: list[dict[str, Any]]
                     interval(record.get("to_float")) if ours else "",
                     file["integer"],
                     file["float"],
-                    f"{file['off_on_db']:.1f} dB, {file['off_on_steps']:.1f}" if ours else "",
+                    f"{file['off_on_db']:.1f} dB, {file['off_on_steps']:.1f}" if "off_on_db" in file else "",
                 ]
             )
         ratio = record.get("to_ort")
