@@ -48,6 +48,8 @@ def to_qdq(
     for node in list(model.graph):
         if table.scheme(node) in ("int8", "int8-weights", "int8-dynamic") and node.op_type in WEIGHTED:
             writer.write_weight(node, fold_weights)
+        elif table.scheme(node) == "fp16" and node.op_type in WEIGHTED:
+            writer.halve_weight(node)
     exposed = writer.write_activations()
     if expose_integers:
         model.graph.outputs.extend(exposed)
@@ -84,6 +86,17 @@ class _Writer:
         else:
             stored = self._constant(bias.name + INTEGERS_SUFFIX, integers_of_bias.astype(np.int32))
             node.replace_input_with(2, self._dequantize(node, bias, stored, params, params.zero_point))
+
+    def halve_weight(self, node: ir.Node) -> None:
+        """The weight of an ``fp16`` node rounded to float16: what that scheme stores, in every target."""
+        value = node.inputs[1]
+        if value is None or value.const_value is None:
+            return
+        largest = float(np.finfo(np.float16).max)
+        exact = value.const_value.numpy()
+        fits = np.abs(exact) <= largest  # a target says which weight does not; here it stays what it is
+        rounded = np.where(fits, np.clip(exact, -largest, largest).astype(np.float16).astype(np.float32), exact)
+        node.replace_input_with(1, self._constant(f"{value.name}__half", rounded))
 
     def write_activations(self) -> list[ir.Value]:
         """Pairs for every tensor of the table that is somewhere in the graph; the integers' values in graph order."""
