@@ -15,7 +15,7 @@ def in_worker(name: str, function: str, argument: Any, *, limit_s: float) -> Any
     Raises:
         EdgeoptError: what it raised, or that it died or hung.
     """
-    from edgeopt.pipeline.worker import Call, run_one
+    from edgeopt.pipeline.worker import Call, Workers
 
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder, showing():
-        return run_one(name, Call(function, argument, limit_s), Path(folder))
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder, Workers(Path(folder)) as workers, showing():
+        return workers.run_one(name, Call(function, argument, limit_s))

@@ -28,13 +28,13 @@ from edgeopt.pipeline.record import (
     TargetRecord,
 )
 from edgeopt.pipeline.store import OutOfSpace, Store, open_store, refused
-from edgeopt.pipeline.worker import Call, run_all, run_one
+from edgeopt.pipeline.worker import Call, Workers
 from edgeopt.recipe.schema import DataSource, Recipe
 from edgeopt.types import SchemeName
 
 THREADS = 1
-"""Of every run whose results are kept: fixed, so that they repeat whatever the number of cores. One, because targets run
-side by side anyway, and a second thread of ONNX Runtime took 2.6 times the processor time for parity (it spins)."""
+"""Of every run whose results are kept: fixed, so that they repeat whatever the number of cores. One, because targets
+run side by side anyway, and a second thread of ONNX Runtime took 2.6 times the processor time for parity (it spins)."""
 IMPORT_LIMIT_S = 1800
 PASSES_LIMIT_S = 6 * 3600
 TARGET_LIMIT_S = 3600
@@ -94,7 +94,8 @@ def convert(recipe: Recipe, out: Path, options: Options, *, documents: Mapping[s
         KeyboardInterrupt: workers are dead, scratch is removed, finished steps stay.
     """
     with open_store(out) as store:
-        outcome = _Run(recipe, options, store).run()
+        with Workers(store.scratch / "logs", preload="edgeopt.pipeline.jobs") as workers:
+            outcome = _Run(recipe, options, store, workers).run()
         for name, text in (documents or {}).items():
             store.write(name, text(outcome.report))
         return outcome
@@ -103,8 +104,8 @@ def convert(recipe: Recipe, out: Path, options: Options, *, documents: Mapping[s
 class _Run:
     """One conversion: what was asked, where it goes, which steps were used."""
 
-    def __init__(self, recipe: Recipe, options: Options, store: Store) -> None:
-        self._recipe, self._options, self._store = recipe, options, store
+    def __init__(self, recipe: Recipe, options: Options, store: Store, workers: Workers) -> None:
+        self._recipe, self._options, self._store, self._workers = recipe, options, store, workers
         self._started = datetime.datetime.now(datetime.UTC)
         self._clock = time.monotonic()
         self._steps: list[StepRecord] = []
@@ -188,12 +189,9 @@ class _Run:
 
     def _work(self, name: str, function: str, job: Any, limit_s: float) -> Any:
         try:
-            return run_one(name, Call(f"edgeopt.pipeline.jobs:{function}", job, limit_s), self._logs())
+            return self._workers.run_one(name, Call(f"edgeopt.pipeline.jobs:{function}", job, limit_s))
         except OSError as error:
             raise refused(error, self._store.out) from error
-
-    def _logs(self) -> Path:
-        return self._store.scratch / "logs"
 
     def _build_targets(self, plan: Plan, imported: Path, passed: Path) -> dict[str, Path | EdgeoptError]:
         """All targets, side by side; one that fails does not stop the others."""
@@ -217,7 +215,7 @@ class _Run:
                 folders[name],
             )
             calls[name] = Call("edgeopt.pipeline.jobs:build_target", job, TARGET_LIMIT_S)
-        results = run_all(calls, self._logs()) if calls else {}
+        results = self._workers.run_all(calls)
         built: dict[str, Path | EdgeoptError] = {}
         for name in requested:
             result = results.get(name)

@@ -1,17 +1,22 @@
 """Work in processes of its own: what can crash or hang an interpreter is not run in ours.
 
-The parent starts Python anew (no fork: frameworks with threads do not survive one), sends one pickled call through
-stdin and reads pickled messages from a pipe; both ends are ours. A worker whose parent is gone sees stdin close and
-ends. Ctrl-C reaches the parent only, which kills its workers.
+Our process starts one *nursery*: a fresh interpreter without threads that imports what workers need, once, and forks
+one worker per call (where forking is safe; elsewhere each worker starts anew). Calls go to the nursery through a
+socket; each worker writes pickled messages to a pipe of its own. Both ends of everything are ours.
+
+Whoever dies first, nothing is left: the nursery kills its workers when our end of the socket closes, which the kernel
+does even for ``kill -9``. Ctrl-C reaches our process only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pickle
 import selectors
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -21,18 +26,26 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any
 
 from edgeopt import events
 from edgeopt.errors import EdgeoptError
 
+CAN_FORK = sys.platform == "linux"
+"""macOS's own libraries (Accelerate, libdispatch) do not survive a fork."""
+
 _LENGTH = struct.Struct("<Q")
-_START = "import sys; sys.path[:] = {path!r}; from edgeopt.pipeline.worker import main; main({fd})"
+_EXIT_CODE = struct.Struct("<i")
+_START = "import sys; sys.path[:] = {path!r}; from edgeopt.pipeline.worker import {main}; {main}({arguments})"
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",  # thread counts are fixed, so that results repeat; more threads burn time spinning
     "OMP_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "2",  # glibc keeps freed memory per arena, and makes one per thread
 }
+_LAST_LINES = 3
+_PATIENCE_S = 10.0
+"""For the nursery to end by itself: it has nothing to do but to kill its workers."""
 
 
 @dataclass(frozen=True)
@@ -54,29 +67,60 @@ class Crashed(EdgeoptError):
     """A worker died or hung; ``where`` names the work."""
 
 
-def run_all(calls: Mapping[str, Call], log_folder: Path, *, at_once: int = 2) -> dict[str, Any]:
-    """Run calls side by side, each in a process; events of the workers go to our listener.
+class Workers:
+    """A nursery and its workers; a context manager. On the way out all of them are dead.
 
     Args:
-        calls: name (for messages) → call.
-        log_folder: where the workers' stdout and stderr go; read when one dies.
-        at_once: how many processes run at a time.
-
-    Returns:
-        Name → result, or the ``EdgeoptError`` or ``OSError`` that it raised or ended with.
-
-    Raises:
-        KeyboardInterrupt: after all workers are dead.
+        logs: folder for the workers' stdout and stderr, which are read when one dies.
+        preload: module that the nursery imports before it forks.
     """
-    log_folder.mkdir(parents=True, exist_ok=True)
-    waiting, running = list(calls.items()), dict[str, _Worker]()
-    results: dict[str, Any] = {}
-    with selectors.DefaultSelector() as selector:
+
+    def __init__(self, logs: Path, *, preload: str = "") -> None:
+        self._logs, self._preload = logs, preload
+
+    def __enter__(self) -> Workers:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._socket, theirs = socket.socketpair()
+        arguments = f"{theirs.fileno()}, {self._preload!r}"
+        with (self._logs / "nursery.log").open("wb") as output, theirs:
+            self._nursery = subprocess.Popen(
+                [sys.executable, "-c", _START.format(path=sys.path, main="nursery", arguments=arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                env={**_ENVIRONMENT, **os.environ},
+                start_new_session=True,  # the terminal's Ctrl-C is for us
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
         try:
+            self._nursery.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._nursery.kill()
+            self._nursery.wait()
+
+    def run_all(self, calls: Mapping[str, Call], *, at_once: int = 2) -> dict[str, Any]:
+        """Run calls side by side, each in a process; events of the workers go to our listener.
+
+        Args:
+            calls: name (for messages) → call.
+            at_once: how many processes run at a time.
+
+        Returns:
+            Name → result, or the ``EdgeoptError`` or ``OSError`` that it raised or ended with.
+        """
+        waiting, running = list(calls.items()), dict[str, _Worker]()
+        results: dict[str, Any] = {}
+        with selectors.DefaultSelector() as selector:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     name, call = waiting.pop(0)
-                    running[name] = _Worker(name, call, log_folder / f"{name}.log")
+                    running[name] = _Worker(name, call, self._logs / f"{name}.log", self._socket)
                     selector.register(running[name].messages, selectors.EVENT_READ, name)
                 soonest = min(worker.deadline for worker in running.values())
                 ready = {key.data for key, _ in selector.select(max(0.0, soonest - time.monotonic()))}
@@ -89,45 +133,38 @@ def run_all(calls: Mapping[str, Call], log_folder: Path, *, at_once: int = 2) ->
                         selector.unregister(worker.messages)
                         results[name] = worker.close()
                         del running[name]
-        finally:
-            for worker in running.values():
-                worker.kill()
-    return results
+        return results
 
-
-def run_one(name: str, call: Call, log_folder: Path) -> Any:
-    """``run_all`` for one call: returns its result or raises its error."""
-    result = run_all({name: call}, log_folder)[name]
-    if isinstance(result, EdgeoptError | OSError):
-        raise result
-    return result
+    def run_one(self, name: str, call: Call) -> Any:
+        """``run_all`` for one call: returns its result or raises its error."""
+        result = self.run_all({name: call})[name]
+        if isinstance(result, EdgeoptError | OSError):
+            raise result
+        return result
 
 
 class _Worker:
-    """The parent's view of one process."""
+    """Our view of one worker."""
 
-    def __init__(self, name: str, call: Call, log: Path) -> None:
+    def __init__(self, name: str, call: Call, log: Path, nursery: socket.socket) -> None:
         self._name, self._call, self._log = name, call, log
+        self._pid: int | None = None
         self._result: Any = None
         self.ended = False
         self.deadline = time.monotonic() + call.limit_s
-        read_end, write_end = os.pipe()
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START.format(path=sys.path, fd=write_end)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=[write_end],
-                env={**_ENVIRONMENT, **os.environ},
-                start_new_session=True,  # the terminal's Ctrl-C is for the parent
-            )
-        os.close(write_end)
-        self.messages = os.fdopen(read_end, "rb", buffering=0)
+        messages, their_messages = os.pipe()
+        exit_code, their_exit_code = os.pipe()
+        self.messages = os.fdopen(messages, "rb", buffering=0)
+        self._exit_code = os.fdopen(exit_code, "rb", buffering=0)
+        data = pickle.dumps((call, str(log)))
         try:
-            _send(self._stdin(), call)
-        except BrokenPipeError:
-            self.receive()
+            socket.send_fds(nursery, [_LENGTH.pack(len(data))], [their_messages, their_exit_code])
+            nursery.sendall(data)
+        except OSError:  # the nursery is dead, and its log says why: both pipes end at once
+            self._log = log.with_name("nursery.log")
+        finally:
+            os.close(their_messages)
+            os.close(their_exit_code)
 
     def receive(self) -> None:
         """One message, or the end."""
@@ -136,13 +173,17 @@ class _Worker:
         except EOFError:
             self._died()
             return
-        if kind == "event":
+        if kind == "pid":
+            self._pid = content
+        elif kind == "event":
             events.emit(content)
-            return
-        self._result, self.ended = content, True
+        else:
+            self._result, self.ended = content, True
 
     def give_up(self) -> None:
-        self.kill()
+        if self._pid is not None:
+            with contextlib.suppress(ProcessLookupError):  # it may have ended just now
+                os.killpg(self._pid, signal.SIGKILL)
         self.ended = True
         self._result = Crashed(
             f"gave up after {self._call.limit_s:.0f} s",
@@ -151,40 +192,116 @@ class _Worker:
         )
 
     def _died(self) -> None:
-        code, self.ended = self._process.wait(), True
+        self.ended = True
+        data = self._exit_code.read(_EXIT_CODE.size)
+        code = _EXIT_CODE.unpack(data)[0] if len(data) == _EXIT_CODE.size else -signal.SIGKILL
         how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        tail = self._log.read_text(errors="replace").strip().splitlines()[-3:]
+        tail = self._log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:] if self._log.exists() else []
         hint = "Was there enough memory?" if code == -signal.SIGKILL else " / ".join(tail)
         self._result = Crashed(f"the worker process {how}", where=self._name, hint=hint or None)
 
     def close(self) -> Any:
-        self._stdin().close()
-        self._process.wait()
+        """The result, once the process is gone."""
+        self._exit_code.read(_EXIT_CODE.size)
+        self._exit_code.close()
         self.messages.close()
         return self._result
 
-    def kill(self) -> None:
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
-    def _stdin(self) -> IO[bytes]:
-        assert self._process.stdin is not None
-        return self._process.stdin
+# --- in the nursery
 
 
-def main(fd: int) -> None:
-    """The worker's side: one call in, events and one result out."""
-    with os.fdopen(fd, "wb", buffering=0) as out:
-        requests = os.fdopen(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
-        call: Call = _receive(requests)
-        threading.Thread(target=_end_with_parent, args=(requests,), daemon=True).start()
+def nursery(fd: int, preload: str) -> None:
+    """Fork a worker for every call that comes through the socket ``fd``, until it closes. Never returns."""
+    if preload:
+        with contextlib.suppress(ImportError):  # the call that needs it says so, in a message of its own
+            importlib.import_module(preload)
+    calls = socket.socket(fileno=fd)
+    exits: dict[int, int] = {}  # pid of a worker → where its exit code goes
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    with selectors.DefaultSelector() as selector:
+        selector.register(calls, selectors.EVENT_READ)
+        selector.register(woken, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is calls:
+                    head, fds, _, _ = socket.recv_fds(calls, _LENGTH.size, 2)
+                    if not head:
+                        _end(exits)
+                    messages, exit_code = fds
+                    content = _read_socket(calls, _LENGTH.unpack(head)[0])
+                    exits[_start_worker(content, messages, [fd, woken, wake, exit_code, *exits.values()])] = exit_code
+                    os.close(messages)
+                else:
+                    os.read(woken, 4096)
+            _reap(exits)
+
+
+def _start_worker(content: bytes, messages: int, not_theirs: list[int]) -> int:
+    """The pid of a new process that works on a call and writes to ``messages``."""
+    if not CAN_FORK:
+        start = _START.format(path=sys.path, main="work", arguments=f"{messages}, sys.stdin.buffer.read()")
+        process = subprocess.Popen(
+            [sys.executable, "-c", start], stdin=subprocess.PIPE, pass_fds=[messages], start_new_session=True
+        )
+        assert process.stdin is not None
+        process.stdin.write(content)
+        process.stdin.close()
+        process.returncode = 0  # it is reaped here, by pid: subprocess must not wait for it too
+        return process.pid
+    pid = os.fork()
+    if pid == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for fd in not_theirs:
+            os.close(fd)
+        os.setsid()  # one process group with whatever it starts, so that all of it can be killed
+        work(messages, content)
+    return pid
+
+
+def _reap(exits: dict[int, int]) -> None:
+    while exits:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        if (fd := exits.pop(pid, None)) is not None:
+            with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+                os.write(fd, _EXIT_CODE.pack(os.waitstatus_to_exitcode(status)))
+            os.close(fd)
+
+
+def _end(exits: dict[int, int]) -> None:
+    """Our parent is gone, or has all it wanted."""
+    for pid in exits:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    for pid in exits:
+        os.waitpid(pid, 0)
+    os._exit(0)
+
+
+# --- in a worker
+
+
+def work(messages: int, content: bytes) -> None:
+    """Do one call: events and one result go to ``messages``. Never returns."""
+    with os.fdopen(messages, "wb", buffering=0) as out:
         lock = threading.Lock()
 
-        def answer(kind: str, content: Any) -> None:
+        def answer(kind: str, value: Any) -> None:
             with lock:
-                _send(out, (kind, content))
+                _send(out, (kind, value))
 
+        answer("pid", os.getpid())
+        call, log = pickle.loads(content)  # noqa: S301 - written by the process that started us
+        with open(log, "wb") as output:  # noqa: PTH123 - its descriptor is what matters
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        result: Any
         try:
             module, _, name = call.function.partition(":")
             with events.listening(lambda event: answer("event", event)):
@@ -203,9 +320,7 @@ def main(fd: int) -> None:
     os._exit(0)  # a framework's own exit handlers may hang, and everything is said
 
 
-def _end_with_parent(requests: IO[bytes]) -> None:
-    requests.read(1)
-    os._exit(1)
+# --- messages
 
 
 def _send(stream: IO[bytes], content: Any) -> None:
@@ -213,12 +328,11 @@ def _send(stream: IO[bytes], content: Any) -> None:
     view = memoryview(_LENGTH.pack(len(data)) + data)
     while view:
         view = view[stream.write(view) or 0 :]
-    stream.flush()
 
 
 def _receive(stream: IO[bytes]) -> Any:
     (length,) = _LENGTH.unpack(_read(stream, _LENGTH.size))
-    return pickle.loads(_read(stream, length))  # noqa: S301 - written by the process that we started, or that started us
+    return pickle.loads(_read(stream, length))  # noqa: S301 - written by the process that we started
 
 
 def _read(stream: IO[bytes], size: int) -> bytes:
@@ -227,5 +341,15 @@ def _read(stream: IO[bytes], size: int) -> bytes:
         part = stream.read(size - len(parts))
         if not part:
             raise EOFError
+        parts += part
+    return bytes(parts)
+
+
+def _read_socket(stream: socket.socket, size: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < size:
+        part = stream.recv(size - len(parts))
+        if not part:
+            os._exit(0)  # the parent died in the middle of a call
         parts += part
     return bytes(parts)
