@@ -218,7 +218,11 @@ def check_artifact(
     if not quantized:
         limit = FP16_REL if "fp16" in schemes else FLOAT_REL
         value = limit.value if tolerance is None else tolerance
-        failures += _above("output", accumulators, value, limit.reason)
+        above = _above("output", accumulators, value, limit.reason)
+        # A deep network can amplify the rounding of the weights beyond that: then the reference, which has the same
+        # weights, says how much is theirs.
+        if "fp16" not in schemes or reference is None or _below_reference(report, reference, end_to_end_db):
+            failures += above
     elif reference is not None and "int8-dynamic" not in schemes:
         failures += _below_reference(report, reference, end_to_end_db)
     if min_sqnr_db is not None and report.sqnr_db < min_sqnr_db:
