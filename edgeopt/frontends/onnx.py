@@ -19,7 +19,7 @@ from edgeopt import digest
 from edgeopt.errors import ModelError, UnsupportedOperator
 from edgeopt.frontends import Feed, Imported
 from edgeopt.graph.constant_folding import fold_constants
-from edgeopt.graph.model import OPSET, name_uniquely, on_small_copy, signature
+from edgeopt.graph.model import OPSET, SOURCE_LINE, name_uniquely, on_small_copy, signature
 
 OLDEST_OPSET = 9
 _STACK_TRACE = "pkg.torch.onnx.stack_trace"
@@ -95,7 +95,7 @@ def load_onnx(path: Path, inputs: Mapping[str, tuple[int, ...]] | None = None) -
     where = source_lines(model)
     _refuse_broken_weights(model, path)
     bind_inputs(model, inputs or {}, path)
-    lift(model, path)
+    lift(model, path, where)
     return Imported(
         model=model,
         signature=signature(model),
@@ -319,6 +319,13 @@ def source_lines(model: ir.Model) -> dict[str, str]:
     return lines
 
 
+def note_lines(model: ir.Model, where: Mapping[str, str]) -> None:
+    """Write each node's source line beside it, where passes and targets find it for their messages."""
+    for node in model.graph:
+        if node.name in where:
+            node.metadata_props[SOURCE_LINE] = where[node.name]
+
+
 def user_line(trace: str) -> str | None:
     """The innermost frame of a Python stack trace that is not a library's: ``file:line: code``."""
     frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', trace)
@@ -418,8 +425,9 @@ def _closed_shape(value: ir.Value, symbols: dict[str, int], path: Path) -> tuple
     return tuple(int(size) for size in closed)
 
 
-def lift(model: ir.Model, path: Path) -> None:
-    """Opset 20, functions inlined, shapes inferred, constants folded, exporters' notes dropped; in place."""
+def lift(model: ir.Model, path: Path, where: Mapping[str, str]) -> None:
+    """Opset 20, functions inlined, shapes inferred, constants folded, in place. Of exporters' notes only ``where``
+    (node name → source line) stays, at the nodes."""
     model.ir_version = 10  # an initializer need be no input any more
     if model.functions:
         InlinePass()(model)
@@ -435,13 +443,14 @@ def lift(model: ir.Model, path: Path) -> None:
             ) from error
         _take_graph(model, ir.serde.deserialize_model(proto))
     ClearMetadataAndDocStringPass()(model)
+    note_lines(model, where)
     model.opset_imports.clear()
     model.opset_imports[""] = OPSET
     try:
         fold_constants(model)
     except ModelError as error:
-        where = f"{path}: {error.where}" if error.where else str(path)
-        raise type(error)(error.what, where=where, hint=error.hint) from error
+        there = f"{path}: {error.where}" if error.where else str(path)
+        raise type(error)(error.what, where=there, hint=error.hint) from error
     model.producer_name, model.producer_version, model.domain, model.doc_string = "edgeopt", None, None, None
     model.metadata_props.clear()
 

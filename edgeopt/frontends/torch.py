@@ -24,7 +24,7 @@ from edgeopt import digest, errors
 from edgeopt.errors import MissingPackage, ModelError
 from edgeopt.frontends import Feed, Imported
 from edgeopt.frontends.frames import pack, read_frame, unpack, write_frame
-from edgeopt.frontends.onnx import load_onnx
+from edgeopt.frontends.onnx import load_onnx, note_lines
 from edgeopt.frontends.pt2_archive import refuse_what_runs_code
 
 EXPORT_LIMIT_S = 900.0
@@ -126,6 +126,8 @@ def _load(request: dict[str, Any], kind: Literal["torch", "exported"], files: li
         with _Worker({**request, "do": "export", "out": str(out)}, limit_s) as worker:
             answer = worker.answer()
         imported = _import_exported(out, request)
+    where = _relative(imported.where, request.get("root"))
+    note_lines(imported.model, where)
     read = [digest.of_file(file) for file in [*files, *map(Path, answer["files"])]]
     return Imported(
         model=imported.model,
@@ -133,7 +135,7 @@ def _load(request: dict[str, Any], kind: Literal["torch", "exported"], files: li
         source=TorchSource(request),
         digest=digest.of_json([read, request.get("factory"), sorted(answer["inputs"].items())]),
         kind=kind,
-        where=_relative(imported.where, request.get("root")),
+        where=where,
     )
 
 

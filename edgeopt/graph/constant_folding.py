@@ -20,6 +20,7 @@ from edgeopt.graph.model import (
     has_static_shape,
     infer_shapes,
     open_values,
+    place,
     remove_unused,
     replace,
     shape,
@@ -120,9 +121,7 @@ def _evaluate(node: ir.Node, inputs: list[Array | None]) -> list[Array]:
     try:
         results = evaluator.run(None, feed)
     except Exception as error:  # each operator of the evaluator raises what it likes
-        raise ModelError(
-            f"this constant part of the model cannot be computed: {error}", where=f"node {node.name!r} ({node.op_type})"
-        ) from error
+        raise ModelError(f"this constant part of the model cannot be computed: {error}", where=place(node)) from error
     return [np.asarray(result) for result in results]
 
 
@@ -155,7 +154,7 @@ def _refuse_open_shapes(model: ir.Model) -> None:
     value = still_open[0]
     node = value.producer()
     assert node is not None
-    where = f"node {node.name!r} ({node.op_type})"
+    where = place(node)
     if node.op_type in _DATA_DEPENDENT:
         raise UnsupportedOperator(
             f"how much {node.op_type} puts out depends on the data, so the shapes behind it cannot be known",
@@ -178,6 +177,6 @@ def _refuse_impossible_reshapes(model: ir.Model) -> None:
         if np.prod(before, dtype=np.int64) != np.prod(after, dtype=np.int64):
             raise ModelError(
                 f"{list(before)} cannot be reshaped to {list(after)}",
-                where=f"node {node.name!r} (Reshape)",
+                where=place(node),
                 hint="A fixed batch or size inside the model allows no other input shape than the one it was made for.",
             )

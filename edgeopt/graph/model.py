@@ -26,6 +26,9 @@ OPSET = 20
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 """The weighted operators of a canonical graph: activation, weight, bias."""
 
+SOURCE_LINE = "edgeopt.source_line"
+"""Key of a node's metadata: the line of the user's module that it comes from. Frontends set it, passes hand it on."""
+
 _SMALL_BYTES = 1024
 """Initializers up to this size may decide a shape (a Reshape's target); larger ones are weights."""
 
@@ -67,6 +70,12 @@ def only_user(value: ir.Value | None) -> ir.Node | None:
         return None
     uses = value.uses()
     return next(iter(uses)).node if len(uses) == 1 else None
+
+
+def place(node: ir.Node) -> str:
+    """Which node, and where the user wrote it, for messages: ``node 'head' (Gemm), net.py:7: return self.head(x)``."""
+    line = node.metadata_props.get(SOURCE_LINE)
+    return f"node {node.name!r} ({node.op_type})" + (f", {line}" if line else "")
 
 
 def free_name(graph: ir.Graph, base: str) -> str:

@@ -23,6 +23,7 @@ from edgeopt.graph.model import (
     constant,
     name_uniquely,
     open_values,
+    place,
 )
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.passes.base import Context, Pass
@@ -88,7 +89,7 @@ def _refuse_dtypes(model: ir.Model) -> None:
             if value.dtype in {ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, *_COMPLEX}:
                 raise ModelError(
                     f"this node computes in {value.dtype.name.lower()}; edgeopt takes float32 graphs",
-                    where=f"node {node.name!r} ({node.op_type})",
+                    where=place(node),
                     hint="Export the model in float32; the schemes fp16 and int8 lower it from there.",
                 )
 

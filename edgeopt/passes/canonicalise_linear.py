@@ -15,6 +15,7 @@ from edgeopt.graph.model import (
     constant,
     insert_before,
     only_user,
+    place,
     release_constant,
     remove_unused,
     replace,
@@ -223,7 +224,7 @@ def _convolution(node: ir.Node) -> None:
     if weight is None:
         raise UnsupportedOperator(
             f"the weight of this {node.op_type} is computed from the input",
-            where=f"node {node.name!r} ({node.op_type})",
+            where=place(node),
             hint="Only constant weights can be lowered. Write it as a MatMul, or leave it out of the model.",
         )
     channels = shape(node.outputs[0])[1]

@@ -15,6 +15,7 @@ from edgeopt.graph.model import (
     constant,
     insert_before,
     only_user,
+    place,
     remove_unused,
     replace,
     set_constant,
@@ -67,7 +68,7 @@ def _fold_user(node: ir.Node) -> bool:
         if value is None or not np.isfinite(value).all():
             raise ModelError(
                 f"folding {user.op_type} {user.name!r} into the weights gives NaN or Inf",
-                where=f"node {node.name!r} ({node.op_type})",
+                where=place(node),
                 hint="A variance below zero, a division by zero or an overflow: look at its parameters in the source.",
             )
     folded = user.outputs[0]
@@ -150,7 +151,7 @@ def _alone(node: ir.Node) -> None:
     if not (np.isfinite(factor).all() and np.isfinite(offset).all()):
         raise ModelError(
             "this BatchNormalization scales with NaN or Inf",
-            where=f"node {node.name!r}",
+            where=place(node),
             hint="A variance below zero, or an overflow: look at its parameters in the source.",
         )
     sizes = shape(output)

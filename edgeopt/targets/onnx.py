@@ -506,6 +506,7 @@ class _Writer:
                 del graph.initializers[value.name]  # type: ignore[arg-type]
         for node in graph:
             node.doc_string = None
+            node.metadata_props.clear()
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 node.name = None
             for value in node.outputs:

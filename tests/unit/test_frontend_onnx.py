@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgeopt.errors import EdgeoptError, ModelError, UnsupportedOperator
 from edgeopt.frontends.onnx import load_onnx, user_line
-from edgeopt.graph.model import serialise
+from edgeopt.graph.model import place, serialise
 from edgeopt.runtimes.onnxruntime import Session
 from tests.unit.canonical_form import assert_same_function, canonical, operators
 
@@ -274,14 +274,28 @@ def test_the_users_line_is_found_in_a_stack_trace() -> None:
     assert user_line("") is None
 
 
-def test_exporters_notes_do_not_travel(tmp_path: Path) -> None:
+def test_of_exporters_notes_only_the_users_line_stays(tmp_path: Path) -> None:
     model = model_of(CONV, w=W)
     model.producer_name, model.doc_string = "pytorch", "/home/somebody/secret"
+    model.graph.node[0].doc_string = "/home/somebody/else"
     note = model.graph.node[0].metadata_props.add()
-    note.key, note.value = "pkg.torch.onnx.stack_trace", 'File "/home/u/net.py", line 7, in f\n    y = conv(x)\n'
+    note.key, note.value = "pkg.torch.onnx.stack_trace", 'File "/src/net.py", line 7, in f\n    y = conv(x)\n'
     path = tmp_path / "net.onnx"
     path.write_bytes(model.SerializeToString())
     imported = load_onnx(path)
-    assert list(imported.where.values()) == ["/home/u/net.py:7: y = conv(x)"]
     assert set(imported.where) == {node.name for node in imported.model.graph}
+    assert place(imported.model.graph[0]) == "node 'Conv_y' (Conv), /src/net.py:7: y = conv(x)"
     assert b"/home/" not in serialise(imported.model)
+    assert b"stack_trace" not in serialise(imported.model)
+
+
+def test_the_users_line_is_in_the_message_of_a_pass(tmp_path: Path) -> None:
+    body = "g (float[1,3,4,4] x, float[3,3,1,1] w) => (float[1,3,4,4] y) { y = Conv(x, w) }"
+    model = model_of(body)
+    note = model.graph.node[0].metadata_props.add()
+    note.key, note.value = "pkg.torch.onnx.stack_trace", 'File "/src/net.py", line 7, in f\n    y = conv(x)\n'
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UnsupportedOperator, match="computed from the input") as caught:
+        canonical(path)
+    assert "/src/net.py:7: y = conv(x)" in str(caught.value)

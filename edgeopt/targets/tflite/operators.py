@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgeopt.errors import ModelError, UnsupportedOperator
+from edgeopt.graph.model import place
 from edgeopt.targets.tflite import elementwise as el
 from edgeopt.targets.tflite import movement as mv
 from edgeopt.targets.tflite import pixels as px
@@ -137,7 +138,7 @@ def check(graph: ir.Graph) -> None:
         if reason is not None:
             raise UnsupportedOperator(
                 f"operator {node.op_type} cannot be written to TFLite: {reason}",
-                where=_where(node),
+                where=place(node),
                 hint="Write it in other operators, or move it out of the model, before or behind it on the device.",
             )
 
@@ -153,17 +154,11 @@ def unsupported(node: ir.Node) -> str | None:
     return None if reason is None else f"it has {reason}"
 
 
-def _where(node: ir.Node) -> str:
-    trace = str(node.metadata_props.get("pkg.torch.onnx.stack_trace", "")).strip().splitlines()
-    line = next((text.strip() for text in reversed(trace) if text.strip().startswith("File ")), None)
-    return f"node {node.name} ({node.op_type})" + (f", {line}" if line else "")
-
-
 def emit(e: Emitter, node: ir.Node) -> None:
     """Write one node, on integers where the table and the delegate allow it."""
     lowering = LOWERINGS.get(node.op_type)
     if lowering is None:
-        raise ModelError(f"operator {node.op_type} cannot be written to TFLite", where=_where(node))
+        raise ModelError(f"operator {node.op_type} cannot be written to TFLite", where=place(node))
     e.node = node
     e.native = e.scheme == "int8" and lowering.native is not None and lowering.native(e, node)
     lowering.emit(e, node)
