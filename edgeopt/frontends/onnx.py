@@ -322,8 +322,8 @@ def source_lines(model: ir.Model) -> dict[str, str]:
 def note_lines(model: ir.Model, where: Mapping[str, str]) -> None:
     """Write each node's source line beside it, where passes and targets find it for their messages."""
     for node in model.graph:
-        if node.name in where:
-            node.metadata_props[SOURCE_LINE] = where[node.name]
+        if line := where.get(node.name or ""):
+            node.metadata_props[SOURCE_LINE] = line
 
 
 def user_line(trace: str) -> str | None:
