@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
 from edgeopt.errors import TargetError
 from edgeopt.formats import onnx as onnx_format
@@ -311,3 +312,90 @@ def test_an_opset_without_the_operator_is_refused_by_name(tmp_path: Path) -> Non
     model = net.model({"x": [1, 3, 8, 8]}, {"y": [1, 3, 4, 4]})
     with pytest.raises(TargetError, match="node y: GridSample"):
         Onnx(opset=14).lower(QuantizedGraph(model), tmp_path)
+
+
+BETWEEN: dict[str, tuple[Callable[[Net, str, str], str], int]] = {
+    "sub": (lambda n, a, b: n.add("Sub", "op", [a, b]), 8),
+    "gated": (lambda n, a, b: n.add("Mul", "op", [b, n.add("GlobalAveragePool", "mean", [a])]), 8),
+    "constant": (lambda n, a, b: n.add("Add", "op", [b, n.weight("k", 1, 8, 1, 1)]), 8),
+    "average": (
+        lambda n, a, b: n.add(
+            "AveragePool", "op", [b], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4, dilations=[1, 1]
+        ),
+        8,
+    ),
+    "dilated": (lambda n, a, b: n.add("AveragePool", "op", [b], kernel_shape=[2, 2], dilations=[2, 2]), 8),
+    "leaky": (lambda n, a, b: n.add("LeakyRelu", "op", [b], alpha=0.1), 8),
+    "tanh": (lambda n, a, b: n.add("Tanh", "op", [b]), 8),
+    "relu": (lambda n, a, b: n.add("Relu", "op", [n.add("Concat", "both", [a, b], axis=1)]), 16),
+    "pad": (
+        lambda n, a, b: n.add("Pad", "op", [b, n.constant("p", np.array([1, 2])), "", n.constant("i", np.array([3]))]),
+        8,
+    ),
+    "reflect": (
+        lambda n, a, b: n.add("Pad", "op", [b, n.constant("p", np.array([0, 0, 1, 2, 0, 0, 0, 3]))], mode="reflect"),
+        8,
+    ),
+    "linear": (
+        lambda n, a, b: n.add(
+            "Resize", "op", [b, "", n.constant("f", np.array([1, 1, 2, 2], np.float32))], mode="linear"
+        ),
+        8,
+    ),
+    "depth": (lambda n, a, b: n.add("DepthToSpace", "op", [b], blocksize=2), 2),
+    "gather": (lambda n, a, b: n.add("Gather", "op", [b, n.constant("i", np.array([7, 3, 1]))], axis=1), 3),
+    "multiplier": (
+        lambda n, a, b: n.add("Conv", "op", [b, n.weight("w", 16, 1, 3, 3), n.weight("k", 16)], group=8, pads=[1] * 4),
+        16,
+    ),
+    "transposed": (
+        lambda n, a, b: n.add(
+            "ConvTranspose", "op", [b, n.weight("w", 8, 4, 2, 2), n.weight("k", 8)], strides=[2, 2], group=2
+        ),
+        8,
+    ),
+    "volume": (
+        lambda n, a, b: n.add(
+            "Conv",
+            "op",
+            [
+                n.add("Reshape", "cube", [b, n.constant("s", np.array([1, 8, 12, 3, 4]))]),
+                n.weight("w", 8, 8, 3, 3, 3),
+                n.weight("k", 8),
+            ],
+            pads=[1] * 6,
+        ),
+        8,
+    ),
+    "softmax": (lambda n, a, b: n.add("Softmax", "op", [b], axis=1), 8),
+    "product": (lambda n, a, b: n.add("MatMul", "op", [a, b]), 8),
+}
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp16", "int8-dynamic"])
+@pytest.mark.parametrize(("make", "channels"), BETWEEN.values(), ids=BETWEEN.keys())
+def test_operators_between_convolutions(
+    make: Callable[[Net, str, str], str], channels: int, scheme: SchemeName, tmp_path: Path
+) -> None:
+    net = Net(5)
+    a = net.add("Relu", "relu", [net.conv("a", "x", 3, 8)])
+    made = make(net, a, net.conv("b", a, 8, 8))
+    rank = 5 if any(node.name == "cube" for node in net.nodes) else 4
+    net.add("Conv", "y", [made, net.weight("last.w", 4, channels, *[1] * (rank - 2)), net.weight("last.b", 4)])
+    graph = helper.make_graph(
+        [*net.nodes],
+        "net",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 12, 12])],
+        [helper.make_tensor_value_info("y_out", onnx.TensorProto.FLOAT, None)],
+        net.constants,
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
+    table = quantized(model, scheme)
+    artifact = Onnx().lower(table, tmp_path)
+    feeds = samples(model, 6, seed=8)
+    report = check_artifact(
+        table, artifact, tmp_path / artifact.path, feeds, reference=check_quantization(table, feeds), segment_samples=6
+    )
+    assert not report.failures
+    assert artifact.realised is not None and artifact.realised.unasked_float == ()
