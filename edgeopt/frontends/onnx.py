@@ -94,6 +94,7 @@ def load_onnx(path: Path, inputs: Mapping[str, tuple[int, ...]] | None = None) -
         ir.external_data.load_to_model(model)
     where = source_lines(model)
     _refuse_broken_weights(model, path)
+    _refuse_train_mode(model, path)
     bind_inputs(model, inputs or {}, path)
     lift(model, path, where)
     return Imported(
@@ -306,6 +307,29 @@ def _refuse_broken(name: str, tensor: ir.TensorProtocol | None, readers: list[ir
 
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+
+def _refuse_train_mode(model: ir.Model, path: Path) -> None:
+    """Dropout that drops and BatchNormalization that takes its statistics from the batch."""
+    version = model.opset_imports.get("", OPSET)
+    training = []
+    for node in model.graph:
+        if node.op_type == "BatchNormalization":
+            by_outputs = version < 14 and len(node.outputs) > 1
+            is_training = by_outputs or node.attributes.get_int("training_mode", 0) == 1
+        else:
+            flag = node.inputs[2] if node.op_type == "Dropout" and len(node.inputs) > 2 else None
+            array = ir.convenience.get_const_tensor(flag) if flag is not None else None
+            is_training = array is not None and bool(array.numpy().all())
+        if is_training:
+            training.append(f"{node.name!r} ({node.op_type})")
+    if training:
+        more = f" and {len(training) - 5} more" if len(training) > 5 else ""
+        raise ModelError(
+            f"the model was exported in train mode: {', '.join(training[:5])}{more}",
+            where=str(path),
+            hint="Dropout and BatchNorm behave differently there. Call model.eval() before the export.",
+        )
 
 
 def source_lines(model: ir.Model) -> dict[str, str]:

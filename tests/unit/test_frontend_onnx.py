@@ -242,6 +242,22 @@ def test_opsets_out_of_reach(tmp_path: Path) -> None:
         load_onnx(write(tmp_path, "g (float[3] x) => (float[3] y) { y = Relu(x) }", opset=8))
 
 
+@pytest.mark.parametrize(
+    ("body", "opset", "name"),
+    [
+        ("y, m, v = BatchNormalization<training_mode=1>(x, s, s, s, s)", 17, "BatchNormalization"),
+        ("y, m, v, a, b = BatchNormalization(x, s, s, s, s)", 11, "BatchNormalization"),
+        ("r = Constant<value = float {0.5}>()  t = Constant<value = bool {1}>()  y = Dropout(x, r, t)", 13, "Dropout"),
+    ],
+)
+def test_a_model_exported_in_train_mode_is_refused(tmp_path: Path, body: str, opset: int, name: str) -> None:
+    path = write(
+        tmp_path, f"g (float[2,3,4] x) => (float[2,3,4] y) {{ {body} }}", opset=opset, s=np.ones(3, np.float32)
+    )
+    with pytest.raises(ModelError, match=f"train mode: .*{name}"):
+        load_onnx(path)
+
+
 def test_the_source_is_the_file_as_it_was(tmp_path: Path) -> None:
     path = write(tmp_path, CONV, w=W)
     imported = load_onnx(path)
