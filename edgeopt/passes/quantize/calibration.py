@@ -26,7 +26,7 @@ BINS = 512
 POSITIONS = 1024
 MOST_CHANNELS = 4096
 """A tensor with more channels (a flattened image) is treated as one: 512 bins for each of 25,088 would be 50 MB."""
-MOST_HISTOGRAM_SAMPLES = 400
+MOST_HISTOGRAM_SAMPLES = 100
 """Histograms look at no more samples than this, spread evenly: their shape has settled long before."""
 
 Array = npt.NDArray[Any]

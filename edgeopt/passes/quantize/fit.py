@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgeopt.graph.metrics import sqnr_db
 from edgeopt.graph.placement import WEIGHTED, Placement
 from edgeopt.graph.quantization import Quantization, QuantParams, Range
 from edgeopt.passes.base import Samples
@@ -18,21 +17,11 @@ from edgeopt.passes.quantize.calibration import TensorStatistics
 from edgeopt.passes.quantize.equalize import Equalized, Extent, equalize
 from edgeopt.passes.quantize.ranges import Estimator, Use, choose
 from edgeopt.passes.quantize.segments import Cut, cut
+from edgeopt.passes.quantize.select import Score, Setting
 from edgeopt.passes.quantize.sensitivity import sensitivity
 from edgeopt.passes.quantize.walk import FloatLayers, Frontier, How, enter, walk
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is chosen on held-back samples."""
-
-    equalize: Extent
-    rounding: Literal["nearest", "gptq"]
-    correct_bias: bool
-    lattice: bool
-    ranges: Estimator
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +84,13 @@ class Fitted:
 
 
 def fit(
-    subject: Subject, setting: Setting, fitted: Sequence[int], carried: Sequence[int], *, per_tensor: bool, rows: int
+    subject: Subject,
+    setting: Setting,
+    fitted: Sequence[int],
+    carried: Sequence[int],
+    *,
+    per_tensor: bool,
+    effort: float,
 ) -> Fitted:
     """Ranges, equalisation and the walk.
 
@@ -105,7 +100,7 @@ def fit(
         fitted: positions in ``subject.entry`` of the samples to fit to.
         carried: those that come along, the fitted among them; outputs are theirs.
         per_tensor: one scale per weight.
-        rows: budget of the second moments.
+        effort: factor on how many output positions second moments look at.
     """
     layers = subject.layers(fitted)
     gains = sensitivity(subject.model, layers.weights, subject.statistics)
@@ -123,14 +118,20 @@ def fit(
         changed.layers,
         subject.placement.schemes,
         activations,
-        [value.name or "" for value in subject.model.graph.outputs],
-        How(setting.rounding, setting.correct_bias, per_tensor, rows),
+        outputs=[value.name or "" for value in subject.model.graph.outputs],
+        how=How(setting.rounding, setting.correct_bias, per_tensor, effort),
         fitted=[position[sample] for sample in fitted],
         threads=subject.threads,
         seed=subject.seed,
     )
     table = Quantization(activations, walked.weights, walked.biases, ranges, subject.placement.schemes, labels)
     return Fitted(table, changed, walked.outputs)
+
+
+OUTPUT_MARGIN = 1.15
+"""How far a graph output's range reaches beyond the largest value of the calibration samples. The next sample may have
+a larger logit, and cutting one off costs more than all rounding: ResNet20's logits on 100 other images, rounded to
+their own grid, have 33.7 dB without it and 40 dB with 1.1 to 1.3."""
 
 
 def choose_ranges(
@@ -160,6 +161,8 @@ def choose_ranges(
             own = "minmax" if estimator == "auto" and any(m in outputs for m in members) else estimator
             chosen = choose(uses, own, symmetric=name in placement.symmetric)
             bounds, label = chosen.range, chosen.estimator
+            if own == "minmax" and estimator == "auto":
+                bounds = Range(bounds.low * OUTPUT_MARGIN, bounds.high * OUTPUT_MARGIN)
             params = QuantParams.from_range(bounds, symmetric=name in placement.symmetric)
         for member in members:
             ranges[member], labels[member] = bounds, label
@@ -184,19 +187,19 @@ def with_entry(subject: Subject, samples: Samples, chosen: Sequence[int], estima
     return replace(subject, entry=entry)
 
 
-def score_db(
-    expected: Mapping[str, Sequence[Array]], made: Mapping[str, Sequence[Array]], held: Sequence[int]
-) -> float:
-    """SQNR of the outputs on held-back samples, dB; of several outputs the mean.
+def judge(expected: Mapping[str, Sequence[Array]], made: Mapping[str, Sequence[Array]], held: Sequence[int]) -> Score:
+    """How good outputs are on held-back samples.
 
     Args:
         expected: float outputs of the held-back samples, in order.
         made: outputs of all carried samples.
         held: which of those are held back.
     """
-    scores = [
-        sqnr_db(np.stack(list(reference)), np.stack([made[name][index] for index in held]))
-        for name, reference in expected.items()
-        if np.issubdtype(reference[0].dtype, np.floating)
-    ]
-    return float(np.mean(np.minimum(scores, 120.0))) if scores else 120.0
+    noise, signal = [], []
+    for name, reference in expected.items():
+        if not np.issubdtype(reference[0].dtype, np.floating):
+            continue
+        pairs = [(a.astype(np.float64), made[name][i]) for a, i in zip(reference, held, strict=True)]
+        noise.append([float(np.square(value - exact).sum()) for exact, value in pairs])
+        signal.append([float(np.square(exact).sum()) for exact, _ in pairs])
+    return Score(np.array(noise).reshape(-1, len(held)), np.array(signal).reshape(-1, len(held)))

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgeopt.errors import DataError, UsageError
 from edgeopt.events import Event, emit
-from edgeopt.graph.placement import WEIGHTED, Placement, place
+from edgeopt.graph.placement import WEIGHTED, Placement, fused_activation, place
 from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantParams
 from edgeopt.passes.base import Context, Pass, Samples
 from edgeopt.passes.quantize.calibration import (
@@ -25,7 +25,7 @@ from edgeopt.passes.quantize.calibration import (
     spread,
     values_by_name,
 )
-from edgeopt.passes.quantize.fit import Setting, Subject, fit, score_db, with_entry
+from edgeopt.passes.quantize.fit import Subject, fit, judge, with_entry
 from edgeopt.passes.quantize.lattice import (
     MOST_SAMPLES as MOST_LATTICE_SAMPLES,
 )
@@ -37,7 +37,7 @@ from edgeopt.passes.quantize.lattice import (
 )
 from edgeopt.passes.quantize.ranges import Estimator
 from edgeopt.passes.quantize.segments import cut, stored_bytes
-from edgeopt.passes.quantize.select import Alternative, Division, describe, divide, select
+from edgeopt.passes.quantize.select import Alternative, Division, Score, Setting, describe, divide, select
 from edgeopt.types import Effort, Kept, SchemeName
 
 Array = npt.NDArray[Any]
@@ -54,18 +54,18 @@ class Budget:
     Args:
         carried: samples of the final walk at most; more change second moments hardly.
         trial: samples that trials fit to.
-        rows: output positions times columns that second moments look at.
+        effort: factor on how many output positions second moments look at.
     """
 
     carried: int
     trial: int
-    rows: int
+    effort: float
 
 
 BUDGETS: Mapping[Effort, Budget] = {
-    "fast": Budget(64, 24, 10_000_000),
-    "default": Budget(140, 60, 40_000_000),
-    "best": Budget(400, 160, 160_000_000),
+    "fast": Budget(64, 24, 0.5),
+    "default": Budget(140, 60, 1.0),
+    "best": Budget(400, 160, 4.0),
 }
 FALLBACK = Setting("depthwise", "gptq", correct_bias=True, lattice=False, ranges="auto")
 
@@ -143,7 +143,9 @@ class Quantize(Pass):
         subject = variants[setting.lattice]
         everything = range(len(chosen))
         emit(Event("step", "quantize: final fit"))
-        final = fit(subject, setting, everything, everything, per_tensor=self.weights == "per-tensor", rows=budget.rows)
+        final = fit(
+            subject, setting, everything, everything, per_tensor=self.weights == "per-tensor", effort=budget.effort
+        )
         emit(Event("done", "quantize: final fit"))
         return QuantizedGraph(subject.model, final.table, (*graph.record, *record), graph.warnings)
 
@@ -168,7 +170,7 @@ class Quantize(Pass):
         calibration = calibrate(
             model,
             [name for name in names if values[name].const_value is None],
-            [node.outputs[0].name or "" for node in model.graph if _is_quantized(node, placement)],
+            _means_wanted(model, placement),
             samples,
             chosen=chosen,
             judged=[chosen[index] for index in division.held],
@@ -231,18 +233,19 @@ class Quantize(Pass):
         subjects = dict(variants)
         carried = sorted({*division.fitted, *division.held})
         held = [carried.index(index) for index in division.held]
-        rows = BUDGETS[context.effort].rows // 2
+        effort = BUDGETS[context.effort].effort / 2
 
-        def score(setting: Setting) -> float:
+        def score(setting: Setting) -> Score:
             emit(Event("step", f"quantize: try {describe(setting)}"))
             per_tensor = self.weights == "per-tensor"
-            tried = fit(subjects[setting.lattice], setting, division.fitted, carried, per_tensor=per_tensor, rows=rows)
+            tried = fit(
+                subjects[setting.lattice], setting, division.fitted, carried, per_tensor=per_tensor, effort=effort
+            )
             emit(Event("done", f"quantize: try {describe(setting)}"))
-            return score_db(calibration.outputs, tried.outputs, held)
+            return judge(calibration.outputs, tried.outputs, held)
 
         alternatives = self._alternatives(variants, start, division, context)
-        setting, record, _ = select(start, alternatives, score, len(held))
-        return setting, record
+        return select(start, alternatives, score, len(held))
 
     def _alternatives(
         self, variants: Mapping[bool, Subject], start: Setting, division: Division, context: Context
@@ -276,3 +279,13 @@ def _carried(model: ir.Model, placement: Placement, samples: int, most: int) -> 
     """How many samples fit into memory at the widest place of the graph, and no more than are wanted."""
     widest = stored_bytes(cut(model, placement.schemes, frozenset(placement.activations)))
     return min(samples, most, max(LEAST_CARRIED, MOST_STORED_BYTES // max(1, widest)))
+
+
+def _means_wanted(model: ir.Model, placement: Placement) -> list[str]:
+    """Outputs of the nodes to be quantized, and of the activations fused to them."""
+    wanted: list[str] = []
+    for node in model.graph:
+        if _is_quantized(node, placement):
+            behind = fused_activation(node)
+            wanted += [value.name or "" for one in (node, behind) if one is not None for value in one.outputs]
+    return wanted

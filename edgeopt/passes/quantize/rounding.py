@@ -71,7 +71,7 @@ class Layout:
         return np.ascontiguousarray(rows).reshape(self.shape)
 
 
-def weight_scales(rows: Array, importance: Array, bias: Array, input_scale: float, *, per_tensor: bool) -> Array:
+def weight_scales(rows: Array, importance: Array, bias: Array, *, input_scale: float, per_tensor: bool) -> Array:
     """Scale of every row, (groups, rows): the candidate whose nearest rounding errs least.
 
     Args:

@@ -4,18 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from edgeopt.passes.quantize.calibration import spread
-from edgeopt.passes.quantize.fit import Setting
+from edgeopt.passes.quantize.equalize import Extent
+from edgeopt.passes.quantize.ranges import Estimator
 from edgeopt.types import Kept
+
+Array = npt.NDArray[Any]
 
 WORTH_DB = 0.3
 """Less is noise on 40 samples: a smaller difference leaves the default in place."""
+SURE = 1.6
+"""Standard errors of the paired difference: one in twenty alternatives that bring nothing gets past it."""
 HELD_BACK = 0.2
 LEAST_HELD_BACK = 40
 FEWEST_TO_FIT = 8
 """With fewer samples than this left to fit to, or half as many to judge by, nothing is chosen: defaults hold."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is chosen on held-back samples."""
+
+    equalize: Extent
+    rounding: Literal["nearest", "gptq"]
+    correct_bias: bool
+    lattice: bool
+    ranges: Estimator
 
 
 @dataclass(frozen=True)
@@ -45,9 +64,40 @@ class Alternative:
     value: Any
 
 
+@dataclass(frozen=True, eq=False)
+class Score:
+    """How far the outputs of the held-back samples are from the float model's.
+
+    Args:
+        noise: float64 (outputs, samples), squared error of each output of each sample.
+        signal: float64 (outputs, samples), sum of squares of the float model's.
+    """
+
+    noise: Array
+    signal: Array
+
+    def db(self) -> float:
+        """SQNR over all samples, the mean over outputs."""
+        return float(_db(self.signal.sum(1), self.noise.sum(1)).mean())
+
+    def gain_db(self, other: Score) -> tuple[float, float]:
+        """What this one has over the other, and the standard error of that, from leaving out one sample at a time."""
+        count = self.noise.shape[1]
+        gain = float(_db(other.noise.sum(1), self.noise.sum(1)).mean())
+        rest = [total - part for total, part in ((s.noise.sum(1)[:, None], s.noise) for s in (other, self))]
+        without = _db(rest[0], rest[1]).mean(0)
+        return gain, float(np.sqrt((count - 1) / count * np.square(without - without.mean()).sum()))
+
+
+def _db(a: Array, b: Array) -> Array:
+    """Of two energies; an output that is exact counts as 120 dB."""
+    result: Array = 10 * np.log10(np.maximum(a, 1e-300) / np.maximum(b, np.maximum(a, 1e-300) * 1e-12))
+    return result
+
+
 def select(
-    start: Setting, alternatives: Iterable[Alternative], score: Callable[[Setting], float], held: int
-) -> tuple[Setting, tuple[Kept, ...], float]:
+    start: Setting, alternatives: Iterable[Alternative], score: Callable[[Setting], Score], held: int
+) -> tuple[Setting, tuple[Kept, ...]]:
     """Try alternatives one after the other, each against the best so far.
 
     Args:
@@ -57,36 +107,36 @@ def select(
         held: how many those are.
 
     Returns:
-        The setting to use, the record, and its score.
+        The setting to use, and the record.
     """
-    best, best_db = start, score(start)
+    best, best_score = start, score(start)
     record = [
         Kept(
             what=describe(start),
             brought_db=None,
             kept=True,
-            why=f"the default; {best_db:.2f} dB on {held} held-back samples",
+            why=f"the default; {best_score.db():.2f} dB on {held} held-back samples",
         )
     ]
     for one in alternatives:
         if getattr(best, one.field) == one.value:
             continue
         other = replace(best, **{one.field: one.value})
-        db = score(other)
-        gain = db - best_db
-        kept = gain > WORTH_DB
-        verdict = "more" if kept else "not more"
+        other_score = score(other)
+        gain, deviation = other_score.gain_db(best_score)
+        kept = gain > max(WORTH_DB, SURE * deviation)
         record.append(
             Kept(
                 what=one.what,
                 brought_db=round(gain, 2),
                 kept=kept,
-                why=f"{db:.2f} dB against {best_db:.2f} on {held} held-back samples: {verdict} than {WORTH_DB} dB better",
+                why=f"{other_score.db():.2f} dB against {best_score.db():.2f} on {held} held-back samples, "
+                f"± {deviation:.2f}; kept above {WORTH_DB} dB and {SURE} standard errors",
             )
         )
         if kept:
-            best, best_db = other, db
-    return best, tuple(record), best_db
+            best, best_score = other, other_score
+    return best, tuple(record)
 
 
 def describe(setting: Setting) -> str:
