@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import sys
 from typing import Any
@@ -77,7 +78,13 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``edgeopt``; never returns."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    if code == INTERRUPTED:
+        # An interrupt that came inside exec(), as imports of dataclasses do, makes Python end by the signal otherwise.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
