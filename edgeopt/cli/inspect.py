@@ -36,6 +36,10 @@ def command(file: Path, json_wanted: bool) -> int:
         click.echo(f"  preprocess: {json.dumps(found['preprocess'])}")
     if found["labels"]:
         click.echo(f"  labels: {', '.join(found['labels'])}")
+    click.echo(f"  layers ({len(found['layers'])}):")
+    for layer in found["layers"]:
+        kind = f"{layer['op_type']}, {layer['precision']}, " if "op_type" in layer else ""
+        click.echo(f"    {layer['name']}: {kind}{layer['bytes']} bytes")
     click.echo(f"  scales ({len(found['scales'])} tensors):")
     for grid in found["scales"]:
         axis = f" per channel on axis {grid['axis']}" if len(grid["scale"]) > 1 else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,26 +31,47 @@ class DataStats(Frozen):
     warnings: tuple[str, ...] = ()
 
 
+Fingerprint = tuple[float, ...]
+"""Of one sample: extremes, sum and sum of squares of every input. Two images with equal ones are one image."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a look at samples gave: statistics for the report, and fingerprints to tell data sets apart by."""
+
+    stats: DataStats
+    fingerprints: frozenset[Fingerprint]
+
+    def shared_with(self, other: Checked) -> str | None:
+        """A warning if evaluation samples (``self``) are calibration samples (``other``) too."""
+        both = len(self.fingerprints & other.fingerprints)
+        if not both:
+            return None
+        return (
+            f"{both} of the {self.stats.samples} evaluation samples looked at are calibration samples too: "
+            "parity and accuracy on them look better than they are"
+        )
+
+
 class _Running:
     """Streamed minimum, maximum and moments of one input."""
 
     def __init__(self) -> None:
         self.low, self.high, self.count, self.sum, self.square = math.inf, -math.inf, 0, 0.0, 0.0
-        self.whole, self.constant, self.first, self.identical = True, 0, None, 0
+        self.whole, self.constant = True, 0
 
-    def add(self, array: Array) -> None:
+    def add(self, array: Array) -> Fingerprint:
         low, high = float(array.min()), float(array.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.constant += low == high
         flat = array.ravel()
         self.count += flat.size
-        self.sum += float(flat.sum(dtype=np.float64))
         values: Array = flat if flat.dtype.kind == "f" else flat.astype(np.float64)
-        self.square += float(np.einsum("i,i->", values, values, dtype=np.float64))
+        total, square = float(flat.sum(dtype=np.float64)), float(np.einsum("i,i->", values, values, dtype=np.float64))
+        self.sum += total
+        self.square += square
         self.whole = self.whole and (array.dtype.kind in "iub" or bool((np.rint(flat[:4096]) == flat[:4096]).all()))
-        fingerprint: Any = (low, high, float(flat.sum(dtype=np.float64)))
-        self.first = self.first or fingerprint
-        self.identical += fingerprint == self.first
+        return (low, high, total, square)
 
     def stats(self) -> InputStats:
         mean = self.sum / self.count
@@ -58,7 +79,7 @@ class _Running:
         return InputStats(low=self.low, high=self.high, mean=mean, std=std, whole_numbers=self.whole)
 
 
-def check(samples: LabelledSamples, what: str) -> DataStats:
+def check(samples: LabelledSamples, what: str) -> Checked:
     """Look at every sample once.
 
     Args:
@@ -71,12 +92,15 @@ def check(samples: LabelledSamples, what: str) -> DataStats:
     if len(samples) == 0:
         raise DataError(f"no {what} samples", where=samples.where, hint="Give real data; a few hundred samples do.")
     running: dict[str, _Running] = {}
+    fingerprints: set[Fingerprint] = set()
     for index, feed in enumerate(samples):
+        fingerprint: Fingerprint = ()
         for name, array in feed.items():
             if array.size == 0:
                 continue
             _refuse_not_finite(array, f"{samples.where}: sample {index}, input '{name}'")
-            running.setdefault(name, _Running()).add(array)
+            fingerprint += running.setdefault(name, _Running()).add(array)
+        fingerprints.add(fingerprint)
     count = len(samples)
     if all(values.constant == count for values in running.values()):
         value = next(iter(running.values())).low
@@ -85,11 +109,13 @@ def check(samples: LabelledSamples, what: str) -> DataStats:
             where=samples.where,
             hint="Ranges and scales cannot be learnt from empty images: give real ones.",
         )
-    return DataStats(
+    constant = max((values.constant for values in running.values()), default=0)
+    stats = DataStats(
         samples=count,
         inputs={name: values.stats() for name, values in running.items()},
-        warnings=tuple(_warnings(running.values(), count, what)),
+        warnings=tuple(_warnings(what, count, constant=constant, different=len(fingerprints))),
     )
+    return Checked(stats, frozenset(fingerprints))
 
 
 def _refuse_not_finite(array: Array, where: str) -> None:
@@ -100,11 +126,10 @@ def _refuse_not_finite(array: Array, where: str) -> None:
     raise DataError(f"{counts} of {array.size} values", where=where, hint="Find where they come from, or drop it.")
 
 
-def _warnings(running: Iterable[_Running], count: int, what: str) -> Iterable[str]:
-    values = list(running)
+def _warnings(what: str, count: int, *, constant: int, different: int) -> Iterable[str]:
     if what == "calibration" and count == 1:
         yield "one calibration sample: ranges, and with them accuracy, hang on this one image; give a few hundred"
-    elif count > 1 and all(v.identical == count for v in values):
+    elif count > 1 and different == 1:
         yield f"all {count} {what} samples look identical: they say no more than one does"
-    elif constant := max(v.constant for v in values):
+    elif constant:
         yield f"{constant} of {count} {what} samples are constant (blank images?)"

@@ -95,6 +95,11 @@ def complete_preprocess(preprocess: Preprocess | None, spec: TensorSpec) -> tupl
             f"the model's input '{spec.name}' has shape {list(spec.shape)} and is no image",
             hint="Give `arrays:` or `callable:` instead of `images:`.",
         )
+    if spec.shape[0] != 1:
+        raise DataError(
+            f"the model takes batches of {spec.shape[0]}, and images come one by one",
+            hint="Export the model with batch 1, or give `arrays:` whose samples are whole batches.",
+        )
     if preprocess is None:
         layout = "nhwc" if spec.shape[1] not in (1, 3) and spec.shape[3] in (1, 3) else "nchw"
         channels = spec.shape[3] if layout == "nhwc" else spec.shape[1]

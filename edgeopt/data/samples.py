@@ -94,7 +94,10 @@ def shape_error(shape: Sequence[int], spec: TensorSpec, where: str) -> DataError
         inner = (1, *inner)
     hint = "Prepare the data as the model takes it, or give `preprocess:` and `images:`."
     what = f"a sample of '{spec.name}' has shape {list(shape)}, the model takes {list(wanted)}"
-    if len(inner) == len(wanted) == 4:
+    if wanted[:1] > (1,) and inner == (1, *wanted[1:]):
+        what = f"the model takes batches of {wanted[0]}: '{spec.name}' is {list(wanted)}, and a sample is {list(inner)}"
+        hint = "Export the model with batch 1, or give arrays whose samples are whole batches."
+    elif len(inner) == len(wanted) == 4:
         if (inner[3], inner[1], inner[2]) == wanted[1:]:
             hint = "The data is in NHWC order and the model takes NCHW: transpose it (0, 3, 1, 2)."
         elif (inner[2], inner[3], inner[1]) == wanted[1:]:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from edgeopt import events
 from edgeopt.bench.latency import BenchResult, measure
 from edgeopt.data import arrays, callables, images
-from edgeopt.data.check import DataStats, check
+from edgeopt.data.check import Checked, DataStats, check
 from edgeopt.data.noise import NoiseSamples
 from edgeopt.data.samples import Few, LabelledSamples
 from edgeopt.frontends import Imported
@@ -212,10 +212,13 @@ def run_passes(job: PassesJob) -> None:
     with _step("check data"):
         seen = None if calibration is None else check(calibration, "calibration")
         also_seen = None if evaluation is None else check(Few(evaluation, EVALUATION_LOOK), "evaluation")
-        warnings = [*(seen.warnings if seen else ()), *(also_seen.warnings if also_seen else ())]
+        warnings = [*(seen.stats.warnings if seen else ()), *(also_seen.stats.warnings if also_seen else ())]
+        if seen and also_seen and (shared := also_seen.shared_with(seen)):
+            warnings.append(shared)
         model = ir.load(job.imported / GRAPH)
         if calibration is not None and seen is not None:
-            warnings += scale_warning(model, Few(calibration, 8), seen, also_seen, job.threads)
+            other = also_seen.stats if also_seen else None
+            warnings += scale_warning(model, Few(calibration, 8), seen.stats, other, job.threads)
     graph = QuantizedGraph(model)
     context = Context(
         scratch=job.out,
@@ -258,10 +261,10 @@ def run_passes(job: PassesJob) -> None:
     )
 
 
-def _seen(stats: DataStats | None, samples: LabelledSamples | None) -> SeenData | None:
-    if stats is None or samples is None:
+def _seen(checked: Checked | None, samples: LabelledSamples | None) -> SeenData | None:
+    if checked is None or samples is None:
         return None
-    return SeenData(stats=stats, labelled=samples.labels is not None)
+    return SeenData(stats=checked.stats, labelled=samples.labels is not None)
 
 
 def _predict_float(model: ir.Model, samples: LabelledSamples, threads: int) -> npt.NDArray[np.int64]:

@@ -14,7 +14,8 @@ import edgeopt
 from edgeopt import events
 from edgeopt.bench.latency import BenchResult, machine
 from edgeopt.data import arrays, images
-from edgeopt.errors import EdgeoptError, SetupError
+from edgeopt.errors import DataError, EdgeoptError, SetupError
+from edgeopt.passes.quantize.quantize import Quantize
 from edgeopt.pipeline import jobs
 from edgeopt.pipeline.integers import same_integers
 from edgeopt.pipeline.plan import Plan, make_plan
@@ -113,6 +114,7 @@ class _Run:
 
     def run(self) -> Outcome:
         recipe, options = self._recipe, self._options
+        _refuse_uncalibrated(recipe)
         plan = make_plan(
             recipe,
             root=options.root,
@@ -391,6 +393,16 @@ class _Run:
         store.keep_only({store.step(step.name, step.key) for step in self._steps})
 
 
+def _refuse_uncalibrated(recipe: Recipe) -> None:
+    """What the quantize pass would say, before a long import."""
+    steps = [step for step in recipe.passes if isinstance(step, Quantize)]
+    if recipe.data.calibration is None and any("int8" in (s.scheme, *s.rules.values()) for s in steps):
+        raise DataError(
+            "int8 needs calibration data, and none is given",
+            hint="Name real samples under data.calibration (or --calibration DATA), or ask for int8-weights.",
+        )
+
+
 def _latency(found: tuple[BenchResult, BenchResult | None] | None) -> Latency | None:
     if found is None:
         return None
@@ -404,9 +416,8 @@ def _latency(found: tuple[BenchResult, BenchResult | None] | None) -> Latency | 
 def _scheme(recipe: Recipe) -> SchemeName | Literal["mixed"]:
     """What was asked of the whole model; ``mixed`` where rules by node name say otherwise for parts."""
     for step in recipe.passes:
-        if getattr(step, "use", None) == "quantize":
-            scheme: SchemeName = step.scheme  # type: ignore[attr-defined]
-            return "mixed" if getattr(step, "rules", None) else scheme
+        if isinstance(step, Quantize):
+            return "mixed" if step.rules or step.keep_float else step.scheme
     return "fp32"
 
 

@@ -220,7 +220,7 @@ def test_a_function_is_called_once_per_pass(tmp_path: Path):
 
 def test_statistics_are_those_of_numpy(tmp_path):
     images = tiny.samples()
-    stats = check(ArraySamples(tiny.save_samples(tmp_path / "a.npz"), [SPEC]), "calibration")
+    stats = check(ArraySamples(tiny.save_samples(tmp_path / "a.npz"), [SPEC]), "calibration").stats
     found = stats.inputs["image"]
     assert stats.samples == 12
     assert (found.low, found.high) == (images.min(), images.max())
@@ -232,7 +232,7 @@ def test_statistics_are_those_of_numpy(tmp_path):
 
 def test_identical_samples_are_warned_about(tmp_path):
     images = np.repeat(tiny.samples(1), 5, axis=0)
-    stats = check(ArraySamples(tiny.save_samples(tmp_path / "a.npz", images), [SPEC]), "calibration")
+    stats = check(ArraySamples(tiny.save_samples(tmp_path / "a.npz", images), [SPEC]), "calibration").stats
     assert "identical" in stats.warnings[0]
 
 
@@ -241,3 +241,20 @@ def test_few_of_many(tmp_path):
     few = Few(samples, 3)
     assert len(list(few)) == len(few) == 3
     np.testing.assert_array_equal(few.labels, [0, 4, 8])
+
+
+def test_evaluation_on_calibration_samples_is_warned_about(tmp_path):
+    calibration = check(ArraySamples(tiny.save_samples(tmp_path / "a.npz"), [SPEC]), "calibration")
+    mixed = np.concatenate([tiny.samples()[:2], tiny.samples(5, seed=9)])
+    evaluation = check(ArraySamples(tiny.save_samples(tmp_path / "b.npz", mixed), [SPEC]), "evaluation")
+    assert "2 of the 7" in evaluation.shared_with(calibration)
+    other = check(ArraySamples(tiny.save_samples(tmp_path / "c.npz", mixed[2:]), [SPEC]), "evaluation")
+    assert other.shared_with(calibration) is None
+
+
+def test_a_model_of_another_batch_size(tmp_path):
+    spec = SPEC.model_copy(update={"shape": (4, *SPEC.shape[1:])})
+    with pytest.raises(DataError, match="batches of 4"):
+        ArraySamples(tiny.save_samples(tmp_path / "a.npz"), [spec])
+    whole = tiny.save_samples(tmp_path / "b.npz", tiny.samples().reshape(3, 4, *SPEC.shape[1:]))
+    assert [feed["image"].shape for feed in ArraySamples(whole, [spec])] == [spec.shape] * 3
