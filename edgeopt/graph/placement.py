@@ -54,7 +54,7 @@ class Placement:
         schemes: node name → scheme, for every node that is not ``fp32``.
         activations: names of tensors that get ``QuantParams``, in topological order. Constants that an int8 node
             reads as an activation are among them.
-        range_only: graph outputs that stay float but need a range for targets with integer outputs.
+        range_only: graph inputs and outputs that stay float, but need a range for files with integer ones.
         groups: sets of tensors that share one grid; disjoint, each of two or more.
         fixed: tensor → the grid it must have.
         symmetric: tensors whose zero point must be 0, with everything in their group.
@@ -123,7 +123,8 @@ def place(
                 if len(grids) == 1 and not group & symmetric:
                     fixed[name] = next(iter(grids))
     outputs = [value for value in model.graph.outputs if value.dtype == ir.DataType.FLOAT]
-    range_only = tuple(_name(value) for value in outputs if _name(value) not in activations)
+    inputs = [value for value in model.graph.inputs if value.dtype == ir.DataType.FLOAT]
+    range_only = tuple(dict.fromkeys(_name(value) for value in (*inputs, *outputs) if _name(value) not in activations))
     fixed_outputs = {
         _name(value): grid
         for value in outputs

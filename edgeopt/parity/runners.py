@@ -58,6 +58,10 @@ class Port:
             array = np.clip(steps, limits.min, limits.max)
         return np.ascontiguousarray(array.astype(self.dtype, copy=False))
 
+    def rounded(self, array: Array) -> Array:
+        """``array`` as it is after a passage through this port, in the source's layout."""
+        return array if self.scale is None else self.to_source(self.to_file(array))
+
     def to_source(self, array: Array) -> Array:
         if self.scale is not None:
             array = ((array.astype(np.int32) - self.zero_point) * np.float32(self.scale)).astype(np.float32)
