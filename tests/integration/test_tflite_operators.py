@@ -224,6 +224,19 @@ def normalized(op: str, shape: tuple[int, ...], **attributes: object) -> Case:
     return Case(op, build, tolerance=2e-5)
 
 
+def group_normalized(groups: int) -> Callable[[Net, str], str]:
+    """GroupNorm as exporters write it: flattened groups, a normalisation of each, and back."""
+
+    def build(net: Net, x: str) -> str:
+        flat = net.add("Reshape", "flat", [x, ints(net, "s0", 1, groups, 288 // groups)])
+        scale = np.repeat(net.rng.normal(size=8 // groups).astype(np.float32), 36)
+        inputs = [flat, net.constant("scale", scale), net.constant("bias", np.zeros_like(scale))]
+        normal = net.add("LayerNormalization", "norm", inputs, axis=-1)
+        return net.add("Reshape", "op", [normal, ints(net, "s1", 1, 8, 6, 6)])
+
+    return build
+
+
 def batch_normalized(net: Net, x: str) -> str:
     parts = [floats(net, name, 8) for name in ("scale", "offset", "mean")]
     return net.add("BatchNormalization", "op", [x, *parts, net.constant("variance", np.full(8, 0.5, np.float32))])
@@ -395,6 +408,8 @@ CASES = [
     normalized("LayerNormalization", (6,), axis=-1),
     normalized("LayerNormalization", (6, 6), axis=2),
     normalized("InstanceNormalization", (8,)),
+    Case("LayerNormalization", group_normalized(1), "one group", channels=8),
+    Case("LayerNormalization", group_normalized(2), "two groups", channels=8),
     Case("BatchNormalization", batch_normalized, channels=8),
 ]
 

@@ -308,7 +308,7 @@ def test_an_unknown_operator_is_refused_with_its_node_before_anything_is_written
     net.add("Erf", "erf", [net.conv("conv", "x", 3, 3)])
     net.add("Det", "determinant", ["erf_out"])
     model = net.model({"x": [1, 3, 6, 6]}, {"determinant": [1, 3]})
-    with pytest.raises(UnsupportedOperator, match=r"node erf \(Erf\)") as caught:
+    with pytest.raises(UnsupportedOperator, match=r"node 'erf' \(Erf\)") as caught:
         lowered(QuantizedGraph(model), tmp_path)
     assert caught.value.hint
     assert list(tmp_path.iterdir()) == []

@@ -82,6 +82,7 @@ class Emitter:
         self._islands: dict[tuple[ir.Value, ir.Node | None], Stored] = {}
         self._constants: dict[tuple[object, ...], int] = {}
         self._clamp: tuple[float, float] | None = None
+        self._coarse: float | None = None
         self._shared: dict[tuple[object, ...], int] = {}
 
     # --- tensors and operators
@@ -327,7 +328,9 @@ class Emitter:
         """
         shape = lay.stored_shape(layout) if shape is None else shape
         if self.native:
-            grid = self._required_grid(value)
+            grid = self.result_grid(value)
+            if self._coarse is not None:
+                return self.tensor(f"{self._scope}/coarse", shape, "int8", grid=grid)
             name = f"{self._scope}/unclamped" if self._clamp is not None else self.name(value, "int8")
             index = self.tensor(name, shape, "int8", grid=grid)
             self.integers[value] = Stored(index, layout)
@@ -355,9 +358,15 @@ class Emitter:
         self.written(value, index, layout)
         return index
 
+    def result_grid(self, value: ir.Value) -> QuantParams | None:
+        """The grid on which the node at work computes ``value``; None in float."""
+        if not self.native:
+            return None
+        return self._required_grid(value) if self._coarse is None else one_grid(self._coarse)
+
     def written(self, value: ir.Value, index: int, layout: Layout) -> None:
         """``index`` holds the computed ``value``: quantize it where the table has a float node's result as integers."""
-        if self.native and self._clamp is not None:
+        if self.native and (self._clamp is not None or self._coarse is not None):
             index = self._clamped(index)
         elif self.native or not self.is_integers(value):
             return
@@ -368,9 +377,8 @@ class Emitter:
 
     def _clamped(self, index: int) -> int:
         """Float values of integers within the bounds of an activation that no fused one says; XNNPACK makes a table."""
-        assert self._clamp is not None
-        low, high = self._clamp
-        self._clamp = None
+        low, high = self._clamp or (-np.inf, np.inf)
+        self._clamp = self._coarse = None
         shape = self.shape(index)
         index = self.step("DEQUANTIZE", (index,), shape)
         for code, bound in (("MAXIMUM", low), ("MINIMUM", high)):
@@ -426,6 +434,17 @@ class Emitter:
             return NONE, value
         self.done.add(behind)
         return kind, behind.outputs[0]
+
+    def coarsen(self, value: ir.Value, ratio: float, limit: float) -> None:
+        """Let the kernel write ``value`` on a grid coarse enough for it, and its own grid be reached by a table behind.
+
+        Args:
+            value: what the node at work is about to write.
+            ratio: largest input scale · weight scale / output scale.
+            limit: what ``ratio`` must stay below. A tensor that was constant in calibration has a tiny scale.
+        """
+        if self.native and ratio >= limit:
+            self._coarse = float(self._required_grid(value).scale) * ratio / (limit / 2)
 
     def native_result(self, node: ir.Node) -> ir.Value | None:
         """The value that ``node`` would write as integers: its output, or that of a fused activation; or None."""

@@ -12,7 +12,7 @@ from edgeopt.targets.tflite import layout as lay
 from edgeopt.targets.tflite.attributes import Array, constant, constant_input, has_input, shape_of
 from edgeopt.targets.tflite.elementwise import common_layout
 from edgeopt.targets.tflite.emit import Emitter, Stored, one_grid, options
-from edgeopt.targets.tflite.joining import lines_around, repeated, shortened, sliced
+from edgeopt.targets.tflite.joining import concatenated, lines_around, repeated, shortened, sliced
 from edgeopt.targets.tflite.weighted import VALID
 
 MOST_COPIES = 25
@@ -56,16 +56,24 @@ def reshape(e: Emitter, node: ir.Node) -> None:
     assert value is not None
     shape, target = shape_of(value), shape_of(out)
     x = e.read_as_it_lies(value)
-    if not lay.is_plain(x.layout) and shape == target:
-        e.alias(out, x)
-        return
-    x = e.moved(x, None)
+    if not lay.is_plain(x.layout):
+        if shape == target:
+            e.alias(out, x)
+            return
+        # A reshape of a reshape is one of what was there before.
+        shape = x.layout.view
+        x = Stored(e.reshape(x.index, [shape[axis] for axis in x.perm]), lay.plain(shape, x.perm))
     wanted = e.wanted.get(out, ())
     atoms = lay.Atoms.of(shape, target)
     order = atoms.through(x.perm) if atoms is not None else None
     if order is None and _only_gemms_read(out) and x.perm[0] == 0 and shape[0] == target[0]:
         layout = Layout(target, shape, x.perm)
         write_reshape(e, out, x.index, layout, target)
+        return
+    if order is None and atoms is not None and _only_norms_read(out):
+        apart = [atom for axis in x.perm for atom in atoms.source[axis]]
+        index = e.reshape(x.index, [atoms.sizes[atom] for atom in apart])
+        e.adopt(out, index, Layout(target, tuple(atoms.sizes), tuple(apart)))
         return
     if order is not None:
         layout = lay.plain(target, lay.completed(order, target, wanted)[0])
@@ -106,6 +114,16 @@ def _only_gemms_read(value: ir.Value) -> bool:
         (use.node.op_type == "Gemm" and use.idx == 0 and constant(use.node.inputs[1]) is not None)
         or (use.node.op_type in _ONE_BY_ONE and _only_gemms_read(use.node.outputs[0]))
         for use in uses
+    )
+
+
+def _only_norms_read(value: ir.Value) -> bool:
+    """Whether all readers take means over whole axes, in any order, and write the same layout."""
+    uses = tuple(value.uses())
+    return (
+        bool(uses)
+        and not value.is_graph_output()
+        and all(use.node.op_type == "LayerNormalization" and use.idx == 0 for use in uses)
     )
 
 
@@ -265,7 +283,7 @@ def slice_(e: Emitter, node: ir.Node) -> None:
     layout = lay.plain(shape_of(out), x.perm)
     if all(stride == 1 for stride in strides):
         _slice(e, out, x, begins, layout)
-    elif x.perm == lay.NHWC and strides[0] == strides[3] == 1 and value.dtype == ir.DataType.FLOAT:
+    elif len(strides) == 4 and strides[0] == strides[3] == 1 and value.dtype == ir.DataType.FLOAT:
         write_every_pixel(e, out, x, begins, (strides[1], strides[2]))
     elif (at := _only_regular(e.shape(x.index), begins, strides, lay.stored_shape(layout))) is not None:
         index = _every(e, x.index, at, strides[at], begins[at])
@@ -291,8 +309,7 @@ def _only_regular(
 
 def write_every_pixel(e: Emitter, out: ir.Value, x: Stored, begins: Sequence[int], strides: tuple[int, int]) -> None:
     """Every so-many-th pixel, as a depthwise convolution with ones: exact, fast, and the delegate takes it."""
-    shape = shape_of(out)
-    layout = lay.plain(shape, lay.NHWC)
+    layout = lay.plain(shape_of(out), x.perm)
     n, h, w, c = lay.stored_shape(layout)
     inner = (n, (h - 1) * strides[0] + 1, (w - 1) * strides[1] + 1, c)
     _, height, width, channels = e.shape(x.index)
@@ -473,13 +490,24 @@ def pad(e: Emitter, node: ir.Node) -> None:
     if number == 0.0:
         e.write(out, "PAD", (x.index, amounts), layout, options("Pad"))
         return
-    if e.native:
-        grid = e.grid(out)
-        assert grid is not None
-        constant_value = e.tensor("filler", (1,), "int8", data=grid.quantize(np.asarray([number])), grid=grid)
-    else:
-        constant_value = e.constant("filler", np.asarray([number], np.float32))
-    e.write(out, "PADV2", (x.index, amounts, constant_value), layout, options("PadV2"))
+    index = x.index
+    for position, axis in enumerate(x.perm):
+        shape = e.shape(index)
+        shapes = [(*shape[:position], amount, *shape[position + 1 :]) for amount in pads[axis]]
+        before, behind = (_filled(e, size, number, out) if 0 not in size else None for size in shapes)
+        parts = [part for part in (before, index, behind) if part is not None]
+        index = concatenated(e, parts, position)
+    write_reshape(e, out, index, layout, lay.stored_shape(layout))
+
+
+def _filled(e: Emitter, shape: tuple[int, ...], number: float, out: ir.Value) -> int:
+    """A constant to stand beside a tensor; PADV2, which would pad with other than zero, the delegate does not take."""
+    values = np.full(shape, number, np.float32)
+    if not e.native:
+        return e.constant("filler", values)
+    grid = e.grid(out)
+    assert grid is not None
+    return e.tensor("filler", shape, "int8", data=grid.quantize(values), grid=grid)
 
 
 def _lines(mode: str, size: int, before: int, behind: int) -> tuple[list[int], list[int]]:

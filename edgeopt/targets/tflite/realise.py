@@ -22,6 +22,8 @@ LUT_OPS = frozenset(
 """Elementwise operators: a chain of them on one 8-bit variable is one table of 256 values in XNNPACK."""
 ASKS_TRANSPOSE = frozenset({"Transpose", "Gather", "DepthToSpace", "Slice"})
 """Operators of the source that can ask for a transposition: a shuffle of channels is one, however it is written."""
+BEHIND = tflite.CONVERSIONS | {"SLICE", "RESHAPE", "MAXIMUM", "MINIMUM"}
+"""What the writer can put behind a weighted operator to finish its result."""
 
 
 def realised(path: Path, graph: QuantizedGraph) -> Realised:
@@ -172,12 +174,12 @@ def _unasked_float(model: tflite.Model, graph: QuantizedGraph) -> tuple[str, ...
 
 
 def _is_integer_kernel(model: tflite.Model, index: int | None) -> bool:
-    """Whether the operator computes with weights on integers, a cut or reshape behind it aside."""
+    """Whether the operator computes with weights on integers; a cut, reshape or table behind it aside."""
     while index is not None:
         operator = model.operators[index]
         if operator.code in tflite.WEIGHTED:
             return tflite.precision(model, operator) == "int8"
-        if operator.code not in ("SLICE", "RESHAPE"):
+        if operator.code not in BEHIND:
             return False
         index = model.producers().get(operator.inputs[0])
     return False

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgeopt.formats.tflite import Layout
 from edgeopt.targets.tflite import layout as lay
-from edgeopt.targets.tflite.attributes import axes_of, constant_input, ints, shape_of
+from edgeopt.targets.tflite.attributes import Array, axes_of, constant_input, ints, shape_of
 from edgeopt.targets.tflite.emit import Emitter, Stored, one_grid, options
 from edgeopt.targets.tflite.weighted import VALID, Window, pad_zero, read_spatial, write_spatial
 
@@ -209,23 +209,42 @@ def arg(code: str) -> Lower:
 
 
 def layer_normalization(e: Emitter, node: ir.Node) -> None:
-    """(x − mean) · rsqrt(mean((x − mean)²) + ε) · scale + bias, all of which the delegate takes in float."""
+    """(x − mean) · rsqrt(mean((x − mean)²) + ε) · scale + bias, all of which the delegate takes in float.
+
+    A flattened image (a GroupNorm, as exporters write it) is read as it lies: the mean does not ask for an order.
+    """
     value = node.inputs[0]
-    rank = len(shape_of(value))
-    first = node.attributes.get_int("axis", -1) % rank
-    _normalize(e, node, tuple(range(first, rank)), tuple(range(first, rank)))
+    assert value is not None
+    shape = shape_of(value)
+    first = node.attributes.get_int("axis", -1) % len(shape)
+    x = e.read_as_it_lies(value)
+    view = x.layout.view
+    lead = next((k for k in range(len(view)) if np.prod(view[:k]) == np.prod(shape[:first])), None)
+    if lead is None:
+        x, view, lead = e.moved(x, None), shape, first
+    scales = []
+    for position in (1, 2):
+        array = constant_input(node, position)
+        scales.append(None if array is None else array.reshape(*(1,) * lead, *view[lead:]))
+    stored = Stored(e.reshape(x.index, [view[axis] for axis in x.perm]), x.layout)
+    _normalize(e, node, stored, tuple(range(lead, len(view))), scales)
 
 
 def instance_normalization(e: Emitter, node: ir.Node) -> None:
     """The same over each image's pixels; scale and bias per channel."""
-    _normalize(e, node, tuple(range(2, len(shape_of(node.inputs[0])))), (1,))
+    rank = len(shape_of(node.inputs[0]))
+    scales = []
+    for position in (1, 2):
+        array = constant_input(node, position)
+        scales.append(None if array is None else array.reshape(1, -1, *(1,) * (rank - 2)))
+    _normalize(e, node, e.read(node.inputs[0]), tuple(range(2, rank)), scales)
 
 
-def _normalize(e: Emitter, node: ir.Node, axes: tuple[int, ...], scaled: tuple[int, ...]) -> None:
-    x = e.read(node.inputs[0])
-    shape, rank = e.shape(x.index), len(x.perm)
-    short = tuple(1 if x.perm[position] in axes else shape[position] for position in range(rank))
-    where = e.constant("axes", np.asarray(sorted(x.perm.index(axis) for axis in axes), np.int32))
+def _normalize(e: Emitter, node: ir.Node, x: Stored, axes: tuple[int, ...], scales: Sequence[Array | None]) -> None:
+    """``axes`` and the shapes of scale and bias are those of the layout's view."""
+    shape, perm = e.shape(x.index), x.perm
+    short = tuple(1 if axis in axes else size for axis, size in zip(perm, shape, strict=True))
+    where = e.constant("axes", np.asarray(sorted(perm.index(axis) for axis in axes), np.int32))
     keep = options("Reducer", keepDims=True)
     epsilon = e.constant("epsilon", np.asarray([node.attributes.get_float("epsilon", 1e-5)], np.float32))
     mean = e.step("MEAN", (x.index, where), short, keep)
@@ -234,20 +253,25 @@ def _normalize(e: Emitter, node: ir.Node, axes: tuple[int, ...], scaled: tuple[i
     variance = e.step("MEAN", (squared, where), short, keep)
     deviation = e.step("RSQRT", (e.step("ADD", (variance, epsilon), short, options("Add")),), short)
     steps: list[tuple[str, int, str]] = [("MUL", deviation, "Mul")]
-    for position, code, kind in ((1, "MUL", "Mul"), (2, "ADD", "Add")):
-        array = constant_input(node, position)
-        if array is not None:
-            wide = np.ones(rank, np.int64)
-            wide[list(scaled)] = array.shape
-            moved = np.ascontiguousarray(array.reshape(wide).transpose(x.perm))
-            while moved.ndim > 1 and moved.shape[0] == 1:
-                moved = moved[0]
-            steps.append((code, e.constant(f"{node.name}/{code.lower()}", moved), kind))
+    for array, code, kind, neutral in zip(scales, ("MUL", "ADD"), ("Mul", "Add"), (1.0, 0.0), strict=True):
+        if array is not None and (array != neutral).any():
+            steps.append((code, e.constant(f"{node.name}/{code.lower()}", _narrowed(array.transpose(perm))), kind))
     index = centred
     for code, other, kind in steps[:-1]:
         index = e.step(code, (index, other), shape, options(kind))
     code, other, kind = steps[-1]
-    e.write(node.outputs[0], code, (index, other), lay.plain(x.layout.shape, x.perm), options(kind))
+    e.write(node.outputs[0], code, (index, other), x.layout, options(kind), shape=shape)
+
+
+def _narrowed(array: Array) -> Array:
+    """The least array that broadcasts to the same: axes of equal values shortened, leading ones dropped."""
+    for axis in range(array.ndim):
+        first = array.take([0], axis)
+        if (array == first).all():
+            array = first
+    while array.ndim > 1 and array.shape[0] == 1:
+        array = array[0]
+    return np.ascontiguousarray(array)
 
 
 def check_normalization(node: ir.Node) -> str | None:

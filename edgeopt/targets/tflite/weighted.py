@@ -18,13 +18,22 @@ LARGEST_RATIO = 256.0
 
 
 def native_weighted(e: Emitter, node: ir.Node) -> bool:
-    """Whether the table has all that an integer kernel needs, in the window that the delegate takes."""
-    result = e.native_result(node)
-    grid, scale = e.grid(node.inputs[0]), e.weight_scale(node)
-    out = e.grid(result)
-    if grid is None or out is None or scale is None:
-        return False
-    return bool((grid.scale * scale / out.scale < LARGEST_RATIO).all())
+    """Whether the table has all that an integer kernel needs."""
+    return (
+        e.grid(node.inputs[0]) is not None
+        and e.grid(e.native_result(node)) is not None
+        and e.weight_scale(node) is not None
+    )
+
+
+def activation_of(e: Emitter, node: ir.Node) -> tuple[int, ir.Value]:
+    """The fused activation and what the operator then computes, on a grid that the delegate takes."""
+    activation, value = e.fused(node)
+    grid, scale, out = e.grid(node.inputs[0]), e.weight_scale(node), e.grid(value)
+    if grid is not None and scale is not None and out is not None:
+        ratio = float((grid.scale.astype(np.float64) * scale / out.scale).max())
+        e.coarsen(value, ratio, LARGEST_RATIO)
+    return activation, value
 
 
 # --- padding
@@ -136,7 +145,7 @@ def conv(e: Emitter, node: ir.Node) -> None:
     else:
         stored = e.weight(node, weight, 0, lambda w: _as_2d(w).transpose(0, 2, 3, 1))
     bias = e.bias(node, weight.shape[0], x, stored)
-    activation, value = e.fused(node)
+    activation, value = activation_of(e, node)
     settings = {
         "padding": kind, "strideH": window.strides[0], "strideW": window.strides[1],
         "dilationHFactor": window.dilations[0], "dilationWFactor": window.dilations[1],
@@ -182,7 +191,7 @@ def conv_transpose(e: Emitter, node: ir.Node) -> None:
     stored = e.weight(node, weight, 0, permute)
     channels, *kernel = e.shape(stored)[:3]
     bias = e.bias(node, channels, x, stored)
-    activation, value = e.fused(node) if e.native else (NONE, node.outputs[0])
+    activation, value = activation_of(e, node) if e.native else (NONE, node.outputs[0])
     ends = tuple(
         max(0, (size - 1) * stride + k - out - begin)
         for size, stride, k, out, begin in zip(sizes, strides, kernel, outs, begins, strict=True)
@@ -206,8 +215,8 @@ def conv_transpose(e: Emitter, node: ir.Node) -> None:
         channels,
     )  # fmt: skip
     shape = e.constant("shape", np.asarray(whole, np.int32))
-    grid = e.grid(value) if e.native else None
-    uncut = e.tensor(f"{node.name}/uncut", whole, "int8" if e.native else "float32", grid=grid)
+    grid = e.result_grid(value)
+    uncut = e.tensor(f"{node.name}/uncut", whole, "float32" if grid is None else "int8", grid=grid)
     e.operator(
         "TRANSPOSE_CONV", (shape, stored, x.index, bias), (uncut,), options("TransposeConv", padding=VALID, **settings)
     )
@@ -256,7 +265,7 @@ def gemm(e: Emitter, node: ir.Node) -> None:
     x, columns = read_columns(e, node.inputs[0])
     stored = e.weight(node, weight, 0, lambda w: w if columns is None else w[:, columns])
     bias = e.bias(node, weight.shape[0], x, stored)
-    activation, value = e.fused(node)
+    activation, value = activation_of(e, node)
     settings = options("FullyConnected", fusedActivationFunction=activation)
     e.write(value, "FULLY_CONNECTED", (x.index, stored, bias), lay.plain(shape_of(value)), settings)
 
