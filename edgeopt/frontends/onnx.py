@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,11 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, InlinePass
 from edgeopt import digest
 from edgeopt.errors import ModelError, UnsupportedOperator
 from edgeopt.frontends import Feed, Imported
+from edgeopt.frontends.source_lines import note_lines, source_lines
 from edgeopt.graph.constant_folding import fold_constants
-from edgeopt.graph.model import OPSET, SOURCE_LINE, name_uniquely, on_small_copy, signature
+from edgeopt.graph.model import OPSET, name_uniquely, on_small_copy, signature
 
 OLDEST_OPSET = 9
-_STACK_TRACE = "pkg.torch.onnx.stack_trace"
 _REFUSED_INPUTS = {
     ir.DataType.DOUBLE: "float64",
     ir.DataType.FLOAT16: "float16",
@@ -184,6 +183,9 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
             where=str(path),
             hint=f"Export it again with opset_version={OPSET}.",
         )
+    for tensor in _tensors(proto.graph):
+        if tensor.data_type not in onnx.TensorProto.DataType.values():
+            raise ModelError(f"the weight {tensor.name!r} has no known dtype", where=str(path), hint=_DAMAGED)
     try:
         onnx.checker.check_model(_structure(proto))
     except onnx.checker.ValidationError as error:
@@ -330,32 +332,6 @@ def _refuse_train_mode(model: ir.Model, path: Path) -> None:
             where=str(path),
             hint="Dropout and BatchNorm behave differently there. Call model.eval() before the export.",
         )
-
-
-def source_lines(model: ir.Model) -> dict[str, str]:
-    """Node name → ``file:line: code`` of the user's module, from what the PyTorch exporter noted at each node."""
-    name_uniquely(model.graph)
-    lines: dict[str, str] = {}
-    for node in model.graph:
-        trace = node.metadata_props.get(_STACK_TRACE, "")
-        if node.name and (line := user_line(trace)):
-            lines[node.name] = line
-    return lines
-
-
-def note_lines(model: ir.Model, where: Mapping[str, str]) -> None:
-    """Write each node's source line beside it, where passes and targets find it for their messages."""
-    for node in model.graph:
-        if line := where.get(node.name or ""):
-            node.metadata_props[SOURCE_LINE] = line
-
-
-def user_line(trace: str) -> str | None:
-    """The innermost frame of a Python stack trace that is not a library's: ``file:line: code``."""
-    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', trace)
-    own = [frame for frame in frames if "site-packages" not in frame[0] and "dist-packages" not in frame[0]]
-    chosen = (own or frames)[-1:]
-    return f"{chosen[0][0]}:{chosen[0][1]}: {chosen[0][2].strip()}" if chosen else None
 
 
 def bind_inputs(model: ir.Model, inputs: Mapping[str, tuple[int, ...]], path: Path) -> None:

@@ -24,8 +24,9 @@ from edgeopt import digest, errors
 from edgeopt.errors import MissingPackage, ModelError
 from edgeopt.frontends import Feed, Imported
 from edgeopt.frontends.frames import pack, read_frame, unpack, write_frame
-from edgeopt.frontends.onnx import load_onnx, note_lines
+from edgeopt.frontends.onnx import load_onnx
 from edgeopt.frontends.pt2_archive import refuse_what_runs_code
+from edgeopt.frontends.source_lines import note_lines
 
 EXPORT_LIMIT_S = 900.0
 """The largest of the reference nets takes 40 s to export on two busy cores; twenty times that is a hang."""

@@ -8,11 +8,11 @@ import inspect
 import pickle
 import re
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import ModelError
+from edgeopt.frontends.source_lines import raised_at
 
 _SHOWN = 5
 """How many names of a long list stand in a message."""
@@ -122,19 +122,6 @@ def described(inputs: dict[str, tuple[int, ...]]) -> str:
 def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{type(error).__name__}: {lines[0]}"
-
-
-def raised_at(error: BaseException) -> str | None:
-    """``file:line`` of the innermost frame of the user's own code."""
-
-    own = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename
-        and not frame.filename.startswith("<")
-        and Path(frame.filename).parent != Path(__file__).parent
-    ]
-    return f"{own[-1].filename}:{own[-1].lineno}" if own else None
 
 
 def _build(request: dict[str, Any], torch: Any) -> Any:

@@ -25,7 +25,8 @@ from typing import IO, Any
 
 from edgeopt.errors import EdgeoptError, MissingPackage, ModelError, UnsupportedOperator
 from edgeopt.frontends.frames import pack, read_frame, unpack, write_frame
-from edgeopt.frontends.torch_loading import Loaded, described, first_line, raised_at
+from edgeopt.frontends.source_lines import raised_at, user_line
+from edgeopt.frontends.torch_loading import Loaded, described, first_line
 from edgeopt.graph.model import OPSET
 
 
@@ -66,7 +67,7 @@ def _export(request: dict[str, Any], requests: IO[bytes], answers: IO[bytes]) ->
         except Exception as error:  # torch.export raises what its parts raise
             raise ModelError(
                 f"torch.export cannot trace the model: {first_line(error)}",
-                where=_line_in(str(error)) or raised_at(error) or loaded.where,
+                where=user_line(str(error)) or raised_at(error) or loaded.where,
                 hint="Its forward must not decide by values of its tensors (if, while, .item()). "
                 "Take such steps out of the module, or write them with torch.where.",
             ) from error
@@ -125,7 +126,7 @@ def _unsupported(error: BaseException, program: Any, where: str) -> EdgeoptError
         for graph in (program.graph, program.run_decompositions().graph):
             for node in graph.nodes:
                 if node.name == name.group(1) and line is None:
-                    line = _line_in(node.stack_trace or "")
+                    line = user_line(node.stack_trace or "")
     if operator is None:
         return ModelError(f"the PyTorch exporter fails: {first_line(error.__cause__ or error)}", where=line or where)
     return UnsupportedOperator(
@@ -134,12 +135,6 @@ def _unsupported(error: BaseException, program: Any, where: str) -> EdgeoptError
         + (f", {line}" if line else f", {where}"),
         hint="Write it with other operators, or end the model before it and do this step in the application.",
     )
-
-
-def _line_in(trace: str) -> str | None:
-    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', trace)
-    own = [frame for frame in frames if "site-packages" not in frame[0]]
-    return f"{own[-1][0]}:{own[-1][1]}: {own[-1][2].strip()}" if own else None
 
 
 def _name_after_modules(model: Any) -> None:

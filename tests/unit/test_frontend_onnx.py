@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeopt.errors import EdgeoptError, ModelError, UnsupportedOperator
-from edgeopt.frontends.onnx import load_onnx, user_line
+from edgeopt.frontends.onnx import load_onnx
+from edgeopt.frontends.source_lines import user_line
 from edgeopt.graph.model import place, serialise
 from edgeopt.runtimes.onnxruntime import Session
 from tests.unit.canonical_form import assert_same_function, canonical, operators
@@ -287,6 +288,9 @@ def test_the_users_line_is_found_in_a_stack_trace() -> None:
         'File "/usr/lib/site-packages/torch/nn/modules/linear.py", line 9, in forward\n    return F.linear(x)\n'
     )
     assert user_line(trace) == "/home/u/net.py:7: return self.head(x)"
+    library = trace.replace("/home/u/net.py", "/usr/lib/site-packages/models/net.py")
+    assert user_line(library) == "/usr/lib/site-packages/models/net.py:7: return self.head(x)"
+    assert user_line(trace.replace("/home/u/net.py", "/usr/lib/site-packages/torch/x.py")) is None
     assert user_line("") is None
 
 
