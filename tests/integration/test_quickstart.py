@@ -51,6 +51,8 @@ def test_both_targets_are_good(report):
     assert report["exit_code"] == 0
     assert {name: target["status"] for name, target in report["targets"].items()} == {"onnx": "ok", "tflite": "ok"}
     assert not report["parity"]["L0"]["failures"]
+    assert not report["warnings"]
+    assert not any(target["warnings"] for target in report["targets"].values())
 
 
 @pytest.mark.parametrize("name", ["onnx", "tflite"])

@@ -250,6 +250,9 @@ def test_evaluation_on_calibration_samples_is_warned_about(tmp_path):
     assert "2 of the 7" in evaluation.shared_with(calibration)
     other = check(ArraySamples(tiny.save_samples(tmp_path / "c.npz", mixed[2:]), [SPEC]), "evaluation")
     assert other.shared_with(calibration) is None
+    mirrored = np.ascontiguousarray(tiny.samples()[..., ::-1])  # the same moments, other images
+    other = check(ArraySamples(tiny.save_samples(tmp_path / "d.npz", mirrored), [SPEC]), "evaluation")
+    assert other.shared_with(calibration) is None
 
 
 def test_a_model_of_another_batch_size(tmp_path):
