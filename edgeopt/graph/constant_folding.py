@@ -17,6 +17,7 @@ from edgeopt.graph.model import (
     Array,
     add_initializer,
     constant,
+    graph_of,
     has_static_shape,
     infer_shapes,
     open_values,
@@ -131,8 +132,7 @@ def _inline_branch(node: ir.Node) -> bool:
     if condition is None:
         return False
     branch = node.attributes["then_branch" if bool(condition.reshape(())) else "else_branch"].as_graph()
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
+    graph = graph_of(node)
     for name, value in list(branch.initializers.items()):
         assert value.const_value is not None
         moved = add_initializer(graph, name, value.const_value.numpy())

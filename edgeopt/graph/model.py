@@ -72,6 +72,20 @@ def only_user(value: ir.Value | None) -> ir.Node | None:
     return next(iter(uses)).node if len(uses) == 1 else None
 
 
+def present(value: ir.Value | None) -> ir.Value:
+    """An input that the operator cannot be without."""
+    if value is None:
+        raise ValueError("an operator lacks an input that it cannot be without")
+    return value
+
+
+def graph_of(node: ir.Node) -> ir.Graph:
+    """The graph that a node stands in; never a function, for those are inlined on import."""
+    if not isinstance(node.graph, ir.Graph):
+        raise ValueError(f"{node.name!r} stands in no graph")
+    return node.graph
+
+
 def place(node: ir.Node) -> str:
     """Which node, and where the user wrote it, for messages: ``node 'head' (Gemm), net.py:7: return self.head(x)``."""
     line = node.metadata_props.get(SOURCE_LINE)
@@ -101,8 +115,7 @@ def set_constant(node: ir.Node, index: int, array: Array, base: str) -> None:
 
     The constant's name stays where this node is its only reader, so that weights are still called as in the source.
     """
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
+    graph = graph_of(node)
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     if constant(node.inputs[index]) is not None:
@@ -136,8 +149,7 @@ def insert_before(
     The node inherits the anchor's metadata, so that the user's source line stays known. ``name`` names the node and
     its output; by default both are derived from the anchor.
     """
-    graph = anchor.graph
-    assert isinstance(graph, ir.Graph)
+    graph = graph_of(anchor)
     base = name or f"{anchor.name}_{op_type.lower()}"
     node = ir.node(op_type, inputs, attributes or {}, name=base, metadata_props=dict(anchor.metadata_props))
     output = node.outputs[0]
@@ -148,8 +160,7 @@ def insert_before(
 
 def reshape_before(anchor: ir.Node, value: ir.Value, sizes: Sequence[int], *, name: str | None = None) -> ir.Value:
     """``value`` in another static shape, by a Reshape before ``anchor``."""
-    graph = anchor.graph
-    assert isinstance(graph, ir.Graph)
+    graph = graph_of(anchor)
     base = name or f"{anchor.name}_reshape"
     target = add_initializer(graph, f"{base}_shape", np.asarray(sizes, np.int64))
     return insert_before(anchor, "Reshape", [value, target], output_shape=sizes, like=value, name=base)

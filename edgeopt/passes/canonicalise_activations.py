@@ -9,7 +9,17 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.graph.model import constant, insert_before, only_user, remove_unused, replace, scalar, set_constant, shape
+from edgeopt.graph.model import (
+    constant,
+    insert_before,
+    only_user,
+    present,
+    remove_unused,
+    replace,
+    scalar,
+    set_constant,
+    shape,
+)
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.passes.base import Context, Pass
 
@@ -81,12 +91,12 @@ def _line(value: ir.Value) -> tuple[ir.Value, float, float] | None:
     offset = 0.0
     if node.op_type in {"Add", "Sub"} and (number := scalar(node.inputs[1])) is not None:
         offset = number if node.op_type == "Add" else -number
-        value = _value(node.inputs[0])
+        value = present(node.inputs[0])
         node = value.producer()
         if node is None or only_user(value) is None:
             return value, 1.0, offset
     if node.op_type in {"Mul", "Div"} and (number := scalar(node.inputs[1])):
-        return _value(node.inputs[0]), number if node.op_type == "Mul" else 1 / number, offset
+        return present(node.inputs[0]), number if node.op_type == "Mul" else 1 / number, offset
     return value, 1.0, offset
 
 
@@ -96,7 +106,7 @@ def _bound(node: ir.Node) -> None:
     if len(numbers) != 2 or (numbers[0] is None) == (numbers[1] is None):
         return
     index = 0 if numbers[1] is not None else 1
-    source, number = _value(node.inputs[index]), numbers[1 - index]
+    source, number = present(node.inputs[index]), numbers[1 - index]
     if shape(source) != shape(node.outputs[0]) or source.dtype != ir.DataType.FLOAT or number is None:
         return
     low, high = (number, math.inf) if node.op_type == "Max" else (-math.inf, number)
@@ -104,7 +114,7 @@ def _bound(node: ir.Node) -> None:
     if inner is not None and inner.op_type in {"Clip", "Relu"} and only_user(source) is node:
         inner_low, inner_high = _bounds(inner)
         if inner_low is not None and inner_high is not None and max(low, inner_low) <= min(high, inner_high):
-            low, high, source = max(low, inner_low), min(high, inner_high), _value(inner.inputs[0])
+            low, high, source = max(low, inner_low), min(high, inner_high), present(inner.inputs[0])
     output = node.outputs[0]
     clip = insert_before(node, "Clip", [source], output_shape=shape(output), like=output, name=node.name)
     producer = clip.producer()
@@ -120,12 +130,7 @@ def _prelu(node: ir.Node) -> None:
     """PRelu with one slope is LeakyRelu."""
     slopes = constant(node.inputs[1])
     if slopes is not None and slopes.size and (slopes == slopes.flat[0]).all():
-        _replace_by(node, "LeakyRelu", _value(node.inputs[0]), {"alpha": float(slopes.flat[0])})
-
-
-def _value(value: ir.Value | None) -> ir.Value:
-    assert value is not None
-    return value
+        _replace_by(node, "LeakyRelu", present(node.inputs[0]), {"alpha": float(slopes.flat[0])})
 
 
 def _factors(value: ir.Value, is_root: bool = True) -> tuple[list[ir.Value], float]:
@@ -133,7 +138,7 @@ def _factors(value: ir.Value, is_root: bool = True) -> tuple[list[ir.Value], flo
     node = value.producer()
     if node is None or node.op_type not in {"Mul", "Div"} or not (is_root or only_user(value) is not None):
         return [value], 1.0
-    first, second = _value(node.inputs[0]), _value(node.inputs[1])
+    first, second = present(node.inputs[0]), present(node.inputs[1])
     number = scalar(second)
     if node.op_type == "Div":
         if not number or shape(first) != shape(value):
@@ -196,7 +201,7 @@ def _clip_shifted(value: ir.Value) -> ir.Value | None:
         return None
     if scalar(clip.inputs[1]) != 0 or scalar(clip.inputs[2]) != 6:
         return None
-    return _plus(_value(clip.inputs[0]), 3.0)
+    return _plus(present(clip.inputs[0]), 3.0)
 
 
 def _is_erf_of(value: ir.Value, x: ir.Value) -> bool:
@@ -204,7 +209,7 @@ def _is_erf_of(value: ir.Value, x: ir.Value) -> bool:
     node = value.producer()
     if node is None or node.op_type != "Erf":
         return False
-    leaves, factor = _factors(_value(node.inputs[0]), False)
+    leaves, factor = _factors(present(node.inputs[0]), False)
     return leaves == [x] and _is_close(factor, 1 / math.sqrt(2))
 
 
@@ -213,7 +218,7 @@ def _is_tanh_gate_of(value: ir.Value, x: ir.Value) -> bool:
     node = value.producer()
     if node is None or node.op_type != "Tanh":
         return False
-    leaves, factor = _factors(_value(node.inputs[0]), False)
+    leaves, factor = _factors(present(node.inputs[0]), False)
     if len(leaves) == 2 and x in leaves:  # √(2/π) · x · (1 + 0.044715 · x²)
         other = leaves[1 - leaves.index(x)]
         inner = _plus(other, 1.0)
@@ -221,7 +226,7 @@ def _is_tanh_gate_of(value: ir.Value, x: ir.Value) -> bool:
     add = leaves[0].producer() if len(leaves) == 1 else None
     if add is None or add.op_type != "Add" or not _is_close(factor, math.sqrt(2 / math.pi)):
         return False
-    first, second = _value(add.inputs[0]), _value(add.inputs[1])
+    first, second = present(add.inputs[0]), present(add.inputs[1])
     return (first is x and _is_cubic(second, x, 3)) or (second is x and _is_cubic(first, x, 3))
 
 

@@ -13,9 +13,11 @@ from edgeopt.graph.model import (
     Array,
     add_initializer,
     constant,
+    graph_of,
     insert_before,
     only_user,
     place,
+    present,
     release_constant,
     remove_unused,
     replace,
@@ -53,19 +55,9 @@ class CanonicaliseLinear(Pass):
         return graph
 
 
-def _value(value: ir.Value | None) -> ir.Value:
-    assert value is not None
-    return value
-
-
-def _graph(node: ir.Node) -> ir.Graph:
-    assert isinstance(node.graph, ir.Graph)
-    return node.graph
-
-
 def _matmul(node: ir.Node) -> None:
     weight = constant(node.inputs[1])
-    source, output = _value(node.inputs[0]), node.outputs[0]
+    source, output = present(node.inputs[0]), node.outputs[0]
     if weight is not None and constant(source) is None:
         while weight.ndim > 2 and weight.shape[0] == 1 and len(shape(source)) >= weight.ndim:
             weight = weight[0]
@@ -95,7 +87,7 @@ def _write_gemm(
     node: ir.Node, source: ir.Value, output: ir.Value, operands: Mapping[str, Array], name: str | None
 ) -> None:
     """Gemm before ``node``, read instead of ``output``; operands are weight (N, K) and bias (N) by name."""
-    graph, sizes = _graph(node), shape(source)
+    graph, sizes = graph_of(node), shape(source)
     outer, inner = next(iter(operands.values())).shape
     rows = int(np.prod(sizes[:-1], dtype=np.int64))
     if len(sizes) != 2:
@@ -118,7 +110,7 @@ def _write_gemm(
 
 
 def _gemm(node: ir.Node) -> None:
-    weight, source, output = constant(node.inputs[1]), _value(node.inputs[0]), node.outputs[0]
+    weight, source, output = constant(node.inputs[1]), present(node.inputs[0]), node.outputs[0]
     alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
     third = node.inputs[2] if len(node.inputs) > 2 else None
     bias = constant(third)
@@ -154,7 +146,7 @@ def set_constant_zero_bias(node: ir.Node, channels: int) -> None:
 
 
 def _add_behind(node: ir.Node, third: ir.Value, beta: float, sizes: tuple[int, ...]) -> None:
-    graph, output = _graph(node), node.outputs[0]
+    graph, output = graph_of(node), node.outputs[0]
     if (array := constant(third)) is not None and beta != 1:
         third, beta = add_initializer(graph, f"{node.name}_c", (array * np.float32(beta)).astype(np.float32)), 1.0
     product = insert_before(
@@ -176,7 +168,7 @@ def _add_behind(node: ir.Node, third: ir.Value, beta: float, sizes: tuple[int, .
 
 def _gemm_of_activations(node: ir.Node, source: ir.Value, third: ir.Value | None, alpha: float, beta: float) -> None:
     """alpha · A · B + beta · C of activations, as MatMul, Mul and Add."""
-    graph, second, output = _graph(node), _value(node.inputs[1]), node.outputs[0]
+    graph, second, output = graph_of(node), present(node.inputs[1]), node.outputs[0]
     sizes = shape(output)
     if node.attributes.get_int("transB", 0):
         flipped = shape(second)[::-1]
@@ -199,7 +191,7 @@ def _scalars_behind(node: ir.Node) -> None:
     """(a·A) @ (b·B) = (a·b) · (A @ B)."""
     factor, names = 1.0, []
     for index in (0, 1):
-        source = _value(node.inputs[index])
+        source = present(node.inputs[index])
         producer = source.producer()
         if producer is None or producer.op_type not in {"Mul", "Div"}:
             continue
@@ -212,7 +204,7 @@ def _scalars_behind(node: ir.Node) -> None:
     if names:
         output, sizes = node.outputs[0], shape(node.outputs[0])
         product = insert_before(node, "MatMul", list(node.inputs), output_shape=sizes, like=output, name=node.name)
-        array = add_initializer(_graph(node), f"{node.name}_scale", np.asarray(factor, np.float32))
+        array = add_initializer(graph_of(node), f"{node.name}_scale", np.asarray(factor, np.float32))
         scaled = insert_before(
             node, "Mul", [product, array], output_shape=sizes, like=output, name=f"{node.name}_scaled"
         )
@@ -240,7 +232,7 @@ def _convolution(node: ir.Node) -> None:
 
 def _head(node: ir.Node) -> None:
     """Conv 1×1 on one pixel (→ activation) → Reshape to (N, C): the Reshape moves up and the Conv is a Gemm."""
-    source, output = _value(node.inputs[0]), node.outputs[0]
+    source, output = present(node.inputs[0]), node.outputs[0]
     sizes, results = shape(source), shape(output)
     if any(d != 1 for d in sizes[2:] + results[2:]) or any(k != 1 for k in shape(node.inputs[1])[2:]):
         return
@@ -258,7 +250,7 @@ def _head(node: ir.Node) -> None:
         return
     flat = reshape_before(node, source, sizes[:2], name=f"{node.name}_flatten")
     operands = [
-        add_initializer(_graph(node), release_constant(node, index), array)
+        add_initializer(graph_of(node), release_constant(node, index), array)
         for index, array in ((1, weight.reshape(weight.shape[:2])), (2, bias))
     ]
     gemm = insert_before(
@@ -283,7 +275,7 @@ def _head(node: ir.Node) -> None:
             name=link.name,
         )
     replace(user.outputs[0], result)
-    _graph(node).remove([node, *chain, user], safe=True)  # so that the next Conv sees its only reader
+    graph_of(node).remove([node, *chain, user], safe=True)  # so that the next Conv sees its only reader
 
 
 def _before_unrow(node: ir.Node) -> None:

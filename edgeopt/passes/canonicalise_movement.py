@@ -12,6 +12,7 @@ from edgeopt.graph.model import (
     Array,
     add_initializer,
     constant,
+    graph_of,
     insert_before,
     remove_unused,
     replace,
@@ -103,8 +104,7 @@ def _gather(node: ir.Node) -> None:
 def _slice_before(node: ir.Node, source: ir.Value, cut: tuple[int, int, int, int]) -> ir.Value:
     """A Slice of ``source`` before ``node``; ``cut`` is (axis, start, step, count)."""
     axis, start, step, count = cut
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
+    graph = graph_of(node)
     sizes = list(shape(source))
     end = min(start + (count - 1) * step + 1, sizes[axis])
     sizes[axis] = count

@@ -13,6 +13,7 @@ from edgeopt.graph.model import (
     Array,
     add_initializer,
     constant,
+    graph_of,
     insert_before,
     only_user,
     place,
@@ -77,8 +78,7 @@ def _fold_user(node: ir.Node) -> bool:
     if not output.is_graph_output():  # the folded value's name is the one that the source's reader knows
         folded.name = f"{name}_folded"
         output.name = name
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
+    graph = graph_of(node)
     graph.remove(user, safe=True)
     return True
 
