@@ -208,8 +208,7 @@ def _wanted_by(node: ir.Node, index: int, value: ir.Value, wanted: Wanted) -> tu
         return _through_reshape(shape, target, behind)
     if kind in ("Softmax", "LogSoftmax"):
         axis = node.attributes.get_int("axis", -1) % rank
-        ending = tuple(perm for perm in behind if perm[-1] == axis)
-        return ending or ((channels_last(rank),) if axis == 1 and rank == 4 else (_with_last(axis, rank),))
+        return tuple(sorted(behind, key=lambda perm: perm[-1] != axis))
     if len(target) == rank and kind != "Gather":
         return behind
     return ()
@@ -225,10 +224,6 @@ def _through_reshape(shape: tuple[int, ...], target: tuple[int, ...], behind: Se
         if order is not None:
             perms.extend(completed(order, shape))
     return tuple(dict.fromkeys(perms))
-
-
-def _with_last(axis: int, rank: int) -> Perm:
-    return (*(other for other in range(rank) if other != axis), axis)
 
 
 def transpose_perm(node: ir.Node) -> Perm:

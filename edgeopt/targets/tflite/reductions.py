@@ -156,28 +156,35 @@ def _corrections(window: Window) -> np.ndarray[tuple[int, ...], np.dtype[np.floa
 
 
 def softmax(e: Emitter, node: ir.Node) -> None:
-    x = _with_axis_last(e, node)
+    """SOFTMAX over the file's last axis; over another in parts, which do not ask for a TRANSPOSE there and back."""
+    x = e.read(node.inputs[0])
+    axis = x.perm.index(node.attributes.get_int("axis", -1) % len(x.perm))
     layout = lay.plain(x.layout.shape, x.perm)
-    e.write(node.outputs[0], "SOFTMAX", (x.index,), layout, options("Softmax", beta=1.0))
+    if axis == len(x.perm) - 1:
+        e.write(node.outputs[0], "SOFTMAX", (x.index,), layout, options("Softmax", beta=1.0))
+        return
+    _, powers, summed = _softmax_parts(e, x, axis)
+    e.write(node.outputs[0], "DIV", (powers, summed), layout, options("Div"))
 
 
 def log_softmax(e: Emitter, node: ir.Node) -> None:
     """(x − max) − log(sum(exp(x − max))) in operators that the delegate takes; LOG_SOFTMAX it does not."""
-    x = _with_axis_last(e, node)
-    shape = e.shape(x.index)
-    short = (*shape[:-1], 1)
-    last = e.constant("axes", np.asarray([len(shape) - 1], np.int32))
-    keep = options("Reducer", keepDims=True)
-    below = e.step("SUB", (x.index, e.step("REDUCE_MAX", (x.index, last), short, keep)), shape, options("Sub"))
-    summed = e.step("SUM", (e.step("EXP", (below,), shape, options("Exp")), last), short, keep)
-    layout = lay.plain(x.layout.shape, x.perm)
-    e.write(node.outputs[0], "SUB", (below, e.step("LOG", (summed,), short)), layout, options("Sub"))
-
-
-def _with_axis_last(e: Emitter, node: ir.Node) -> Stored:
-    axis = node.attributes.get_int("axis", -1) % len(shape_of(node.inputs[0]))
     x = e.read(node.inputs[0])
-    return x if x.perm[-1] == axis else e.moved(x, (*(a for a in x.perm if a != axis), axis))
+    axis = x.perm.index(node.attributes.get_int("axis", -1) % len(x.perm))
+    below, _, summed = _softmax_parts(e, x, axis)
+    layout = lay.plain(x.layout.shape, x.perm)
+    e.write(node.outputs[0], "SUB", (below, e.step("LOG", (summed,), e.shape(summed))), layout, options("Sub"))
+
+
+def _softmax_parts(e: Emitter, x: Stored, axis: int) -> tuple[int, int, int]:
+    """x − max, exp(x − max) and its sum over ``axis`` (of the file)."""
+    shape = e.shape(x.index)
+    short = (*shape[:axis], 1, *shape[axis + 1 :])
+    where = e.constant("axes", np.asarray([axis], np.int32))
+    keep = options("Reducer", keepDims=True)
+    below = e.step("SUB", (x.index, e.step("REDUCE_MAX", (x.index, where), short, keep)), shape, options("Sub"))
+    powers = e.step("EXP", (below,), shape, options("Exp"))
+    return below, powers, e.step("SUM", (powers, where), short, keep)
 
 
 def arg(code: str) -> Lower:
