@@ -22,6 +22,7 @@ from edgeopt import errors
 from edgeopt.cli import COMMANDS
 from edgeopt.passes.registry import PASSES
 from edgeopt.pipeline.record import Manifest, Report
+from edgeopt.recipe.load import load_recipe
 from edgeopt.recipe.schema import Budget, Data, DataSource, ModelSource, ParityLimits, Recipe
 from edgeopt.targets.registry import TARGETS
 from edgeopt.types import Preprocess
@@ -186,6 +187,17 @@ def test_every_key_of_a_recipe_is_documented(kind):
         name for name in kind.model_fields if not re.search(rf"`{name}`|`{name}:|^{name}:|## {name}", text, re.M)
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/recipe.md"])
+def test_a_recipe_in_a_document_is_one(document, tmp_path):
+    (text,) = re.findall(r"```yaml\n(edgeopt: .*?)```", (ROOT / document).read_text(), re.S)
+    for name in re.findall(r"(?:images|labels|weights): ([\w./]+)", text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch() if path.suffix else path.mkdir()
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert load_recipe(tmp_path).requested().keys() == TARGETS.keys()
 
 
 def fields(kind: type[BaseModel]) -> set[str]:
