@@ -115,6 +115,8 @@ class LevelReport(Frozen):
     located: Located | None = None
     tensors_db: dict[str, float] = Field(default_factory=dict)
     """SQNR of every tensor that was compared to find ``located``, in graph order."""
+    sample_noise: tuple[float, ...] = ()
+    """Squared error of every sample, summed over the outputs: what tells how sure a difference of two reports is."""
 
 
 class ParityReport(Frozen):
@@ -140,6 +142,7 @@ class Accumulator:
         self._signal = self._noise = self._product = self._other = 0.0
         self._max_abs = 0.0
         self._scalar = False
+        self.sample_noise: list[float] = []
 
     def add(self, reference: Array, value: Array) -> None:
         """One sample. Equal shapes; ValueError otherwise."""
@@ -154,7 +157,9 @@ class Accumulator:
         self._signal += float(a @ a)
         self._other += float(b @ b)
         self._product += float(a @ b)
-        self._noise += float(difference @ difference)
+        noise = float(difference @ difference)
+        self._noise += noise
+        self.sample_noise.append(noise)
         self._samples += 1
         self._scalar = a.size < 2
         self._agreed += int(a.size > 0 and a.argmax() == b.argmax())
@@ -234,6 +239,20 @@ def decibel(signal: float, noise: float) -> float:
     return max(-EXACT_DB, min(EXACT_DB, 10 * math.log10(max(signal, 1e-300) / noise)))
 
 
+def noise_ratio_error_db(first: Sequence[float], second: Sequence[float]) -> float:
+    """Standard error in dB of ``10·log10(Σ first / Σ second)`` over paired samples, by the delta method.
+
+    Infinite with fewer than two samples, or where one side has no noise at all.
+    """
+    if len(first) != len(second) or len(first) < 2:
+        return math.inf
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if not (a.sum() > 0 and b.sum() > 0):
+        return math.inf
+    spread = float(np.std(a / a.mean() - b / b.mean(), ddof=1))
+    return 10 / math.log(10) * spread / math.sqrt(len(a))
+
+
 def level_report(
     level: LevelName,
     label: str,
@@ -255,6 +274,7 @@ def level_report(
         level=level,
         label=label,
         samples=samples,
+        sample_noise=tuple(map(math.fsum, zip(*(a.sample_noise for a in accumulators.values()), strict=True))),
         outputs={name: accumulator.result() for name, accumulator in accumulators.items()},
         failures=tuple(failures),
         **(fields | more),

@@ -20,7 +20,7 @@ from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import tflite as tflite_format
 from edgeopt.graph.qdq import INTEGERS_SUFFIX, to_qdq
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
-from edgeopt.parity.compare import EXACT_DB, Accumulator, LevelName, LevelReport, Located
+from edgeopt.parity.compare import EXACT_DB, Accumulator, LevelName, LevelReport, Located, decibel
 from edgeopt.parity.runners import Feed, bind_ports
 from edgeopt.runtimes import onnxruntime
 from edgeopt.types import Artifact
@@ -41,23 +41,49 @@ JUMP_DB = 6.0
 
 
 class TensorErrors:
-    """Collects errors of named tensors, in graph order."""
+    """Collects errors of named tensors, in graph order.
 
-    def __init__(self, model: ir.Model, names: Iterable[str]) -> None:
+    Args:
+        model: the graph whose order and names count.
+        names: tensors to compare.
+        scaled: a tensor of four axes may have its channels on other scales than the graph's, as equalisation leaves
+            them: then its error is what remains when each channel is scaled to fit best.
+    """
+
+    def __init__(self, model: ir.Model, names: Iterable[str], *, scaled: bool = False) -> None:
         self._sums = {name: Accumulator() for name in names}
+        self._channels: dict[str, Array] = {}
+        self._scaled = scaled
         self._model = model
 
     def add(self, expected: Mapping[str, Array], made: Mapping[str, Array]) -> None:
         for name, accumulator in self._sums.items():
             if name in expected and name in made and expected[name].size == made[name].size:
-                accumulator.add(expected[name], made[name].reshape(expected[name].shape).astype(np.float32))
+                right, value = expected[name], made[name].reshape(expected[name].shape).astype(np.float32)
+                accumulator.add(right, value)
+                if self._scaled and right.ndim == 4:
+                    a, b = (np.moveaxis(x, 1, 0).reshape(x.shape[1], -1).astype(np.float64) for x in (right, value))
+                    products = np.stack([(a * a).sum(1), (a * b).sum(1), (b * b).sum(1)])
+                    self._channels[name] = self._channels.get(name, 0) + products
 
     def sqnr_db(self) -> dict[str, float]:
         """SQNR of every tensor that was compared, in graph order."""
         order = [value.name or "" for value in self._model.graph.inputs]
         order += [value.name or "" for node in self._model.graph for value in node.outputs]
         results = {name: accumulator.result() for name, accumulator in self._sums.items()}
-        return {name: results[name].sqnr_db for name in order if name in results and results[name].values}
+        found = {name: results[name].sqnr_db for name in order if name in results and results[name].values}
+        return {name: max(plain, self._fitted_db(name)) for name, plain in found.items()}
+
+    def _fitted_db(self, name: str) -> float:
+        """SQNR with the best scale per channel; lowest where that is not asked or a channel is turned around."""
+        if (products := self._channels.get(name)) is None:
+            return -EXACT_DB
+        right, both, value = products
+        if (both <= 0).any() and (right[both <= 0] > 0).any():
+            return -EXACT_DB
+        used = both > 0
+        remaining = right[used] * np.maximum(right[used] * value[used] / np.square(both[used]) - 1, 0)
+        return decibel(float(right.sum()), float(remaining.sum()))
 
     def locate(self, level: LevelName, best_db: float) -> Located | None:
         """The first large jump, or None if there is none."""
@@ -91,7 +117,7 @@ def quantization_errors(graph: QuantizedGraph, samples: Iterable[Feed], *, threa
     reference = to_qdq(graph, fold_weights=True, expose_integers=True)
     outputs = [value.name or "" for value in reference.graph.outputs]
     tensors = [name.removesuffix(INTEGERS_SUFFIX) for name in outputs if name.endswith(INTEGERS_SUFFIX)]
-    errors = TensorErrors(graph.model, tensors)
+    errors = TensorErrors(graph.model, tensors, scaled=True)
     with (
         onnxruntime.Session(_exposed(graph.model, tensors), threads=threads) as exact,
         onnxruntime.Session(ir.to_proto(reference).SerializeToString(), threads=threads, optimize=False) as quantized,
