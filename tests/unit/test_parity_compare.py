@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.graph import metrics
-from edgeopt.parity.compare import EXACT_DB, Accumulator, LevelReport, ParityReport, level_report
+from edgeopt.parity.compare import EXACT_DB, Accumulator, LevelReport, ParityReport, level_report, noise_ratio_error_db
 
 finite = st.floats(-1e3, 1e3, width=32)
 
@@ -81,3 +81,17 @@ def test_a_report_survives_json_and_speaks_of_its_level() -> None:
 def test_different_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="shapes differ"):
         Accumulator().add(np.zeros(3), np.zeros(4))
+
+
+def test_the_error_of_a_noise_ratio_is_what_repeated_draws_show() -> None:
+    """200 draws of 64 paired samples: their spread in dB is what one draw says of itself."""
+    rng = np.random.default_rng(1)
+    ratios, told = [], []
+    for _ in range(200):
+        shared = rng.exponential(1.0, 64)
+        first, second = shared * rng.lognormal(0, 0.4, 64), shared * rng.lognormal(0, 0.4, 64)
+        ratios.append(10 * np.log10(first.sum() / second.sum()))
+        told.append(noise_ratio_error_db(first, second))
+    assert np.mean(told) == pytest.approx(np.std(ratios), rel=0.2)
+    assert noise_ratio_error_db([1.0], [1.0]) == math.inf
+    assert noise_ratio_error_db([0.0, 0.0], [1.0, 2.0]) == math.inf
