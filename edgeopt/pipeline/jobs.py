@@ -59,6 +59,9 @@ CONVERSION_SAMPLES = 16
 """For L0: a conversion is right or wrong on any sample; more would only cost."""
 PARITY_SAMPLES = 64
 """For L1 and L2: enough for an SQNR within a few tenths of a dB, few enough to stay in memory."""
+FAR_FROM_FLOAT_DB = 15.0
+"""Below it the noise has more than a sixth of the signal's amplitude: no file of the benchmarks that keeps its accuracy
+is there. A warning and a look for the layer, as what a task bears only the recipe's limits know."""
 EVALUATION_LOOK = 64
 """Evaluation samples that are checked before anything is built on them."""
 
@@ -333,7 +336,7 @@ def build_target(job: TargetJob) -> None:
             min_top1_agreement=job.limits.min_top1_agreement,
         )
     quantization = passed.parity
-    if job.localize or parity.failures:
+    if job.localize or parity.failures or parity.sqnr_db < FAR_FROM_FLOAT_DB:
         with _step(f"{name}: localize"):
             few = Few(samples, LOCALIZE_SAMPLES)
             quantization, parity = _localized(job, graph, artifact, few, l1=quantization, l2=parity)

@@ -45,6 +45,8 @@ LATENCY_SECONDS = 0.4
 """Measured time per model: hundreds of runs of a small net, the minimum of 20 of a large one."""
 NOISE = 1.03
 """Two runs of one file on a shared machine differ by about so much: less is not called slower."""
+LOST_ACCURACY = 0.01
+"""Share of right answers whose loss is told: what the field's users accept is mostly one point."""
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -346,6 +348,7 @@ class _Run:
         limit = self._recipe.budget.size_mb
         if limit is not None and artifact.size_bytes > limit * 1e6:
             failures.append(f"budget: {artifact.size_bytes / 1e6:.2f} MB, at most {limit:g} MB was asked")
+        warnings += _losses(result)
         measured = _latency(latency)
         if measured is not None and measured.slower_than_float is not None:
             warnings.append(
@@ -401,6 +404,22 @@ def _refuse_uncalibrated(recipe: Recipe) -> None:
             "int8 needs calibration data, and none is given",
             hint="Name real samples under data.calibration (or --calibration DATA), or ask for int8-weights.",
         )
+
+
+def _losses(result: jobs.TargetResult) -> list[str]:
+    """What is lost against float beyond what a good conversion loses; no limit of the recipe may say so."""
+    found, parity = [], result.parity
+    if parity.sqnr_db < jobs.FAR_FROM_FLOAT_DB:
+        agreement = "" if parity.top1_agreement is None else f", top-1 agrees on {parity.top1_agreement:.1%} of samples"
+        located = result.quantization.located
+        found.append(
+            f"far from float: {parity.sqnr_db:.1f} dB{agreement}. {located.text + '. ' if located else ''}"
+            "Try effort best, or keep layers in float (keep_float)"
+        )
+    metrics = result.metrics
+    if metrics is not None and (lost := metrics.float_.top1 - metrics.target.top1) >= LOST_ACCURACY:
+        found.append(f"accuracy falls by {lost * 100:.1f} points, from {metrics.float_.top1:.2%}")
+    return found
 
 
 def _latency(found: tuple[BenchResult, BenchResult | None] | None) -> Latency | None:
