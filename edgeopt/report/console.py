@@ -23,20 +23,19 @@ def print_report(report: Report, out: Path, file: IO[str] | None = None) -> None
         console = Console(file=file, highlight=False, width=PLAIN_WIDTH)
     console.print(f"{report.source.name}: L0 {conversion(report)}")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in COLUMNS:
+    for column in COLUMNS[:-1]:  # paths stand below: they are as long as they like
         table.add_column(column, justify="right" if column in RIGHT else "left", overflow="fold")
     for row in rows(report):
         status = f"[green]{row.cells[1]}[/]" if row.ok else f"[bold red]{row.cells[1]}[/]"
-        path = str(out / row.cells[-1]) if row.cells[-1] else ""
-        table.add_row(row.cells[0], status, *row.cells[2:-1], path)
+        table.add_row(row.cells[0], status, *row.cells[2:-1])
     console.print(table)
-    for text in _below(report):
+    for text in _below(report, out):
         console.print(text, markup=False, soft_wrap=True)
     console.print(f"{out / 'report.md'} says more. {report.seconds:.1f} s", markup=False, soft_wrap=True)
 
 
-def _below(report: Report) -> list[str]:
-    lines = []
+def _below(report: Report, out: Path) -> list[str]:
+    lines = [f"{name}: {out / target.path}" for name, target in report.targets.items() if target.path is not None]
     for name, target in report.targets.items():
         if target.why is not None:
             lines.append(f"{name}: {target.status}: {target.why}")

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from edgeopt.cli import run
+from edgeopt.pipeline import jobs
 from edgeopt.report.files import json_schema, shipped_schema, write_schema
 from tests import tiny
 
@@ -255,3 +256,10 @@ def test_two_at_once_in_one_folder_are_refused(folder, tmp_path, capsys):
     finally:
         first.communicate(timeout=120)
     assert first.returncode == 0
+
+
+def test_a_file_that_is_far_from_float_is_warned_about_without_being_asked(folder, out, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "FAR_FROM_FLOAT_DB", 100.0)
+    assert convert(folder, out) == 0
+    assert "far from float" in capsys.readouterr().err
+    assert any("far from float" in text for text in report_of(out)["targets"]["onnx"]["warnings"])
