@@ -20,9 +20,19 @@ def as_json(report: Report) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of reports, made from the types."""
-    schema = Report.model_json_schema(by_alias=True, mode="serialization")
+    """JSON Schema of reports, made from the types; what the keys mean stands in docs/report.md."""
+    schema = _without_docstrings(Report.model_json_schema(by_alias=True, mode="serialization"))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _without_docstrings(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {
+            key: _without_docstrings(value)
+            for key, value in schema.items()
+            if key != "description" or not isinstance(value, str)
+        }
+    return [_without_docstrings(item) for item in schema] if isinstance(schema, list) else schema
 
 
 def write_schema() -> None:
