@@ -6,8 +6,10 @@ Only the first subgraph is held: that is the model, others are bodies of control
 
 from __future__ import annotations
 
+import io
 import json
 import struct
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -435,6 +437,17 @@ def _copied(record: Any) -> Any:
 
 def _raw(array: Array) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def with_files(data: bytes, files: Mapping[str, bytes]) -> bytes:
+    """A file with others packed behind it as a zip archive, where TFLite's tools look for label lists."""
+    if not files:
+        return data
+    packed = io.BytesIO(data)
+    with zipfile.ZipFile(packed, "a", zipfile.ZIP_STORED) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content)  # its date is 1980, whenever it is written
+    return packed.getvalue()
 
 
 # --- cutting into segments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -301,14 +302,16 @@ def test_contract_and_labels_travel_with_the_file(tmp_path):
     stored = Preprocess.model_validate_json(metadata["edgeopt.preprocess"])
     assert stored == contract.model_copy(update={"layout": "nhwc"}) == artifact.preprocess
     assert json.loads(metadata["edgeopt.labels"]) == ["null", "één"]
+    with zipfile.ZipFile(tmp_path / artifact.path) as behind:
+        assert behind.read("labels.txt").decode().splitlines() == ["null", "één"]
 
 
 def test_an_unknown_operator_is_refused_with_its_node_before_anything_is_written(tmp_path):
     net = Net()
-    net.add("Erf", "erf", [net.conv("conv", "x", 3, 3)])
-    net.add("Det", "determinant", ["erf_out"])
+    net.add("Atan", "angle", [net.conv("conv", "x", 3, 3)])
+    net.add("Det", "determinant", ["angle_out"])
     model = net.model({"x": [1, 3, 6, 6]}, {"determinant": [1, 3]})
-    with pytest.raises(UnsupportedOperator, match=r"node 'erf' \(Erf\)") as caught:
+    with pytest.raises(UnsupportedOperator, match=r"node 'angle' \(Atan\)") as caught:
         lowered(QuantizedGraph(model), tmp_path)
     assert caught.value.hint
     assert list(tmp_path.iterdir()) == []

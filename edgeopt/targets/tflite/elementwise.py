@@ -282,8 +282,38 @@ def gelu(e: Emitter, node: ir.Node) -> None:
     unary("GELU", "Gelu", approximate=approximate)(e, node)
 
 
-def check_elu(node: ir.Node) -> str | None:
-    return None if node.attributes.get_float("alpha", 1.0) == 1.0 else "alpha other than 1"
+def elu(e: Emitter, node: ir.Node) -> None:
+    """α(eˣ − 1) below zero is the ELU of α = 1 with its negative values times α."""
+    chain = Chain(e, node)
+    alpha = node.attributes.get_float("alpha", 1.0)
+    if alpha == 1.0:
+        chain.end("ELU", chain.x)
+    else:
+        chain.end("LEAKY_RELU", chain.step("ELU", chain.x), settings=options("LeakyRelu", alpha=alpha))
+
+
+def selu(e: Emitter, node: ir.Node) -> None:
+    chain = Chain(e, node)
+    alpha, gamma = node.attributes.get_float("alpha", 1.6732632), node.attributes.get_float("gamma", 1.050701)
+    bent = chain.step("LEAKY_RELU", chain.step("ELU", chain.x), settings=options("LeakyRelu", alpha=alpha))
+    chain.end("MUL", bent, gamma, settings=options("Mul"))
+
+
+def celu(e: Emitter, node: ir.Node) -> None:
+    """α · elu(x / α)."""
+    chain = Chain(e, node)
+    alpha = node.attributes.get_float("alpha", 1.0)
+    bent = chain.step("ELU", chain.step("MUL", chain.x, 1 / alpha, settings=options("Mul")))
+    chain.end("MUL", bent, alpha, settings=options("Mul"))
+
+
+def erf(e: Emitter, node: ir.Node) -> None:
+    """2Φ(z) − 1 with z = √2·x, and Φ(z) = gelu(z) / z: TFLite has no other way to the error function."""
+    chain = Chain(e, node)
+    z = chain.step("MUL", chain.x, float(np.sqrt(2)), settings=options("Mul"))
+    z = chain.step("ADD", z, 1e-12, settings=options("Add"))  # 0 / 0 is what zero must not become
+    share = chain.step("DIV", chain.step("GELU", z, settings=options("Gelu")), z, settings=options("Div"))
+    chain.end("SUB", chain.step("MUL", share, 2.0, settings=options("Mul")), 1.0, settings=options("Sub"))
 
 
 def softplus(e: Emitter, node: ir.Node) -> None:

@@ -25,7 +25,7 @@ NWC: Perm = (0, 2, 1)
 SPATIAL = frozenset(
     {
         "Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize", "Upsample",
-        "DepthToSpace", "SpaceToDepth", "InstanceNormalization", "BatchNormalization", "PRelu",
+        "DepthToSpace", "SpaceToDepth", "InstanceNormalization", "BatchNormalization", "PRelu", "LRN",
     }
 )  # fmt: skip
 

@@ -36,20 +36,21 @@ def global_pool(code: str) -> Lower:
     return lower
 
 
-def reduce(code: str, *, squared: bool = False, rooted: bool = False) -> Lower:
+def reduce(code: str, *, before: str | None = None, behind: str | None = None) -> Lower:
+    """A reduction; ``before`` and ``behind`` are unary operators on what goes in and comes out."""
+
     def lower(e: Emitter, node: ir.Node) -> None:
         x = e.read(node.inputs[0])
         axes = axes_of(node, len(x.perm))
         keep = bool(node.attributes.get_int("keepdims", 1))
-        if squared:
-            square = e.step("MUL", (x.index, x.index), e.shape(x.index), options("Mul"))
-            x = Stored(square, x.layout)
-        if rooted:
-            layout, shape, indices = _reduced(e, node.outputs[0], x, axes, keep)
-            summed = e.step(code, (x.index, indices), shape, options("Reducer", keepDims=keep))
-            e.write(node.outputs[0], "SQRT", (summed,), layout)
-        else:
+        if before is not None:
+            x = Stored(e.step(before, (x.index,), e.shape(x.index)), x.layout)
+        if behind is None:
             _reduce(e, node.outputs[0], code, x, axes, keep=keep)
+            return
+        layout, shape, indices = _reduced(e, node.outputs[0], x, axes, keep)
+        summed = e.step(code, (x.index, indices), shape, options("Reducer", keepDims=keep))
+        e.write(node.outputs[0], behind, (summed,), layout)
 
     return lower
 
@@ -279,6 +280,41 @@ def _narrowed(array: Array) -> Array:
     while array.ndim > 1 and array.shape[0] == 1:
         array = array[0]
     return np.ascontiguousarray(array)
+
+
+def lp_normalization(e: Emitter, node: ir.Node) -> None:
+    """x over its norm along one axis."""
+    x = e.read(node.inputs[0])
+    shape = e.shape(x.index)
+    at = x.perm.index(node.attributes.get_int("axis", -1) % len(shape))
+    short = (*shape[:at], 1, *shape[at + 1 :])
+    where = e.constant("axes", np.asarray([at], np.int32))
+    keep = options("Reducer", keepDims=True)
+    squared = node.attributes.get_int("p", 2) == 2
+    powers = e.step("SQUARE" if squared else "ABS", (x.index,), shape)
+    norm = e.step("SUM", (powers, where), short, keep)
+    norm = e.step("SQRT", (norm,), short) if squared else norm
+    e.write(node.outputs[0], "DIV", (x.index, norm), lay.plain(x.layout.shape, x.perm), options("Div"))
+
+
+def check_lp_normalization(node: ir.Node) -> str | None:
+    return None if node.attributes.get_int("p", 2) in (1, 2) else "a norm other than L1 and L2"
+
+
+def local_response_normalization(e: Emitter, node: ir.Node) -> None:
+    """Across channels; TFLite's α is ONNX's over the number of channels in the window."""
+    value = node.inputs[0]
+    size = node.attributes.get_int("size", 1)
+    x = e.read(value, lay.channels_last(len(shape_of(value))))
+    settings = options(
+        "LocalResponseNormalization", radius=size // 2, bias=node.attributes.get_float("bias", 1.0),
+        alpha=node.attributes.get_float("alpha", 1e-4) / size, beta=node.attributes.get_float("beta", 0.75),
+    )  # fmt: skip
+    e.write(node.outputs[0], "LOCAL_RESPONSE_NORMALIZATION", (x.index,), x.layout, settings)
+
+
+def check_local_response(node: ir.Node) -> str | None:
+    return None if node.attributes.get_int("size", 1) % 2 and len(shape_of(node.inputs[0])) == 4 else "an even window"
 
 
 def check_normalization(node: ir.Node) -> str | None:

@@ -24,6 +24,7 @@ from edgeopt.types import Artifact, IoType, Layout, Preprocess, Realised, Signat
 FILE_NAME = "model.tflite"
 PREPROCESS = "edgeopt.preprocess"
 LABELS = "edgeopt.labels"
+LABEL_FILE = "labels.txt"
 
 
 class TfliteTarget(Target):
@@ -83,7 +84,8 @@ class TfliteTarget(Target):
         names = [value.name or "" for value in (*source.inputs, *source.outputs)]
         file_layouts = {name: layouts[name].perm for name in names if name in layouts}
         model.metadata = _metadata(_in_file(preprocess, file_layouts), labels, layouts)
-        data = tflite.write(model)
+        files = {LABEL_FILE: "\n".join((*labels, "")).encode()} if labels else {}
+        data = tflite.with_files(tflite.write(model), files)
         path = out / FILE_NAME
         path.write_bytes(data)
         return Artifact(
