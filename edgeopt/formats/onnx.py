@@ -148,7 +148,7 @@ def summarise(path: Path) -> OnnxSummary:
     layers = tuple(
         Layer(name=name, op_type=node.op_type, precision=precision_of(node), bytes=_own_bytes(node))
         for node, name in zip(model.graph, _names(model.graph), strict=True)
-        if node.op_type not in CONVERSIONS
+        if node.op_type not in CONVERSIONS and not _reads_constants(node)
     )
     ops: dict[Precision, Counter[str]] = defaultdict(Counter)
     for node in model.graph:
@@ -200,6 +200,10 @@ def grids(model: ir.Model) -> tuple[Grid, ...]:
     """Every grid that a Quantize- or DequantizeLinear node with constant scale states, once per tensor."""
     found: dict[str, Grid] = {}
     for node in model.graph:
+        if node.op_type == "Mul":
+            grid = _grid_of_product(node)
+            if grid is not None:
+                found.setdefault(grid.tensor, grid)
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.inputs) < 2:
             continue
         integers = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
@@ -223,6 +227,22 @@ def grids(model: ir.Model) -> tuple[Grid, ...]:
     return tuple(found.values())
 
 
+def _grid_of_product(node: ir.Node) -> Grid | None:
+    """Grid of a constant that Cast and Mul dequantize: integer weights that a runtime is to fold into floats."""
+    cast = node.inputs[0].producer() if node.inputs[0] is not None else None
+    integers = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+    scale, stored = _array(node.inputs[1]), _array(integers)
+    if integers is None or scale is None or stored is None or stored.dtype.kind not in "iu":
+        return None
+    return Grid(
+        tensor=(integers.name or "").removesuffix(INTEGERS_SUFFIX),
+        dtype=stored.dtype.name,
+        scale=tuple(float(x) for x in scale.ravel()),
+        zero_point=(0,) * scale.size,
+        axis=int(np.argmax(scale.shape)) if scale.size > 1 else None,
+    )
+
+
 def precision_of(node: ir.Node) -> Precision:
     """In what a node computes, in a Q/DQ file or one with integer operators; types must be known (``load``).
 
@@ -231,7 +251,7 @@ def precision_of(node: ir.Node) -> Precision:
     """
     if node.op_type in INT8_OPERATORS:
         return "int8"
-    if node.op_type in CONVERSIONS or node.op_type in REORDERS or not node.outputs:
+    if node.op_type in CONVERSIONS or node.op_type in REORDERS or not node.outputs or _reads_constants(node):
         return "other"
     made = node.outputs[0].dtype
     if made in (ir.DataType.INT8, ir.DataType.UINT8):
@@ -318,17 +338,24 @@ def _names(graph: ir.Graph) -> Sequence[str]:
 
 
 def _own_bytes(node: ir.Node) -> int:
-    """Constants that this node reads, through Dequantize- and QuantizeLinear too."""
+    """Constants that this node reads, through nodes that read nothing else (their dequantization) too."""
     total = 0
     for value in node.inputs:
-        if value is None:
-            continue
-        producer = value.producer()
-        if value.const_value is not None and not value.is_graph_input():
+        producer = value.producer() if value is not None else None
+        if value is not None and _is_constant(value):
+            assert value.const_value is not None
             total += value.const_value.nbytes
-        elif producer is not None and producer.op_type == "DequantizeLinear" and _is_constant(producer.inputs[0]):
+        elif producer is not None and _reads_constants(producer):
             total += _own_bytes(producer)
     return total
+
+
+def _reads_constants(node: ir.Node) -> bool:
+    return all(
+        value is None or _is_constant(value) or (producer is not None and _reads_constants(producer))
+        for value in node.inputs
+        for producer in [value.producer() if value is not None else None]
+    )
 
 
 def _is_constant(value: ir.Value | None) -> bool:

@@ -283,6 +283,21 @@ def test_inspection_shows_every_scale_and_every_layer(tmp_path: Path) -> None:
     assert {layer.name: layer.bytes for layer in summary.layers}["wide"] >= 16 * 16 * 9
 
 
+@pytest.mark.parametrize("scheme", ["int8-weights", "int8-dynamic"])
+def test_integer_weights_of_float_arithmetic_are_floats_once_loaded(scheme: SchemeName, tmp_path: Path) -> None:
+    graph = quantized(classifier(), scheme)
+    artifact = Onnx().lower(graph, tmp_path)
+    table = graph.quantization
+    assert table is not None and artifact.realised is not None
+    assert artifact.size_bytes < 1.6 * sum(weight.integers.nbytes for weight in table.weights.values())
+    assert "DequantizeLinear" not in artifact.realised.other_ops, "nothing is left to every run"
+    summary = onnx_format.summarise(tmp_path / artifact.path)
+    scales = {grid.tensor: grid.scale for grid in summary.grids}
+    assert scales["wide.weight"] == tuple(float(x) for x in table.weights["wide.weight"].params.scale)
+    assert {layer.name: layer.bytes for layer in summary.layers}["wide"] == 16 * 16 * 9 + 2 * 16 * 4
+    assert artifact.realised.int8_ops == ({"DynamicQuantizeMatMul": 1} if scheme == "int8-dynamic" else {})
+
+
 def test_a_file_holds_little_besides_its_weights(tmp_path: Path) -> None:
     graph = quantized(classifier())
     artifact = Onnx().lower(graph, tmp_path)
