@@ -355,3 +355,23 @@ def test_models_of_many_origins(bench_data, file, tmp_path):
     assert artifact.realised.unasked_float == ()
     off = steps_off(graph, path, feeds[:1])
     assert (np.concatenate(list(off.values())) <= 1).mean() >= 0.999
+
+
+def test_a_tensor_that_is_always_zero_keeps_the_file_running(tmp_path):
+    """Its scale is the smallest there is: nothing may overflow, vanish or be refused behind it."""
+    net = Net()
+    zeros = [
+        net.constant("dead.weight", np.zeros((4, 3, 3, 3), np.float32)),
+        net.constant("dead.bias", np.zeros(4, np.float32)),
+    ]
+    dead = net.add("Relu", "dead_relu", [net.add("Conv", "dead", ["x", *zeros], kernel_shape=[3, 3], pads=[1] * 4)])
+    behind = net.add("Add", "sum", [net.conv("behind", dead, 4, 4), net.conv("alive", "x", 3, 4)])
+    net.conv("y", net.add("Concat", "cat", [behind, dead], axis=1), 8, 2)
+    model = net.model({"x": [1, 3, 6, 6]}, {"y": [1, 2, 6, 6]})
+    graph = quantized(model)
+    artifact, path = lowered(graph, tmp_path)
+    assert artifact.realised.unasked_float == ()
+    off = steps_off(graph, path, samples(model, 2))
+    assert max(steps.max() for steps in off.values()) <= 1
+    for exact, found in run_both(graph, path, samples(model, 1)[0], delegate=True):
+        assert np.linalg.norm(found - exact) < 0.1 * np.linalg.norm(exact)

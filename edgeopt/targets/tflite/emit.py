@@ -495,7 +495,8 @@ class Emitter:
         scale_in = self.model.tensors[x.index].scale
         scale_weight = self.model.tensors[weight].scale
         assert scale_in is not None and scale_weight is not None
-        scale = (scale_in * scale_weight).astype(np.float32)
+        # The product of two tiny scales can vanish, and no runtime takes a scale of 0.
+        scale = np.maximum((scale_in * scale_weight).astype(np.float32), np.finfo(np.float32).tiny)
         integers = self.table.biases.get(hint)
         if integers is None:
             limit = np.iinfo(np.int32)

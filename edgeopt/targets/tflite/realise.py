@@ -115,7 +115,7 @@ def _islands(model: tflite.Model, graph: QuantizedGraph) -> tuple[set[int], tupl
         is_table = (
             len(starts) == 1
             and all(model.operators[i].code in LUT_OPS for i in inside)
-            and all(set(consumers.get(t, ())) <= inside | {index} for i in inside for t in model.operators[i].outputs)
+            and all(len(consumers[t]) == 1 for t in (*starts, *(o for i in inside for o in model.operators[i].outputs)))
         )
         if is_table:
             tables |= inside
@@ -125,7 +125,7 @@ def _islands(model: tflite.Model, graph: QuantizedGraph) -> tuple[set[int], tupl
 
 
 def _stretch(model: tflite.Model, tensor: int, producers: dict[int, int]) -> tuple[set[int] | None, set[int]]:
-    """Float operators from ``tensor`` back to DEQUANTIZE of computed integers, and the integer tensors there.
+    """Float operators from ``tensor`` back to DEQUANTIZE of computed integers, and the float tensors there.
 
     None where the way back reaches an input of the model or does not end: that is float by intent.
     """
@@ -143,7 +143,7 @@ def _stretch(model: tflite.Model, tensor: int, producers: dict[int, int]) -> tup
         if operator.code == "DEQUANTIZE":
             source = model.tensors[operator.inputs[0]]
             if source.data is None:
-                starts.add(operator.inputs[0])
+                starts.add(current)
             continue
         if index not in inside:
             inside.add(index)
