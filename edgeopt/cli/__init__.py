@@ -78,6 +78,7 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``edgeopt``; never returns."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is cancelled ends as Ctrl-C does
     code = run(sys.argv[1:] if arguments is None else arguments)
     if code == INTERRUPTED:
         # An interrupt that came inside exec(), as imports of dataclasses do, makes Python end by the signal otherwise.
@@ -89,7 +90,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line. Returns its exit code; every error that edgeopt raises is printed here, in one form."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is cancelled ends as Ctrl-C does
     try:
         code = group.main(args=arguments, prog_name="edgeopt", standalone_mode=False)
     except EdgeoptError as error:

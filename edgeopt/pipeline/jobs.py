@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -140,7 +141,9 @@ def import_model(job: ImportJob) -> None:
     with _step("import"):
         imported = load_source(job.model, job.inputs.root, trust=job.trust)
         preprocess, assumed = job.inputs.contract(imported.signature)
-        graph = canonicalise(QuantizedGraph(imported.model), Context(scratch=job.out, threads=job.threads))
+        with TemporaryDirectory(dir=job.out) as scratch:
+            context = Context(scratch=Path(scratch), threads=job.threads, seed=job.seed)
+            graph = canonicalise(QuantizedGraph(imported.model), context)
         ir.save(graph.model, job.out / GRAPH)
     samples, about_samples = job.inputs.for_parity(imported.signature, CONVERSION_SAMPLES, job.seed)
     with _step("L0 parity: source against graph"):
@@ -223,17 +226,18 @@ def run_passes(job: PassesJob) -> None:
             other = also_seen.stats if also_seen else None
             warnings += scale_warning(model, Few(calibration, 8), seen.stats, other, job.threads)
     graph = QuantizedGraph(model)
-    context = Context(
-        scratch=job.out,
-        calibration=calibration,
-        constraints=all_constraints(),
-        effort=job.effort,
-        threads=job.threads,
-        seed=job.seed,
-    )
-    for step in job.passes:
-        with _step(getattr(step, "use", type(step).__name__)):
-            graph = step.run(graph, context)
+    with TemporaryDirectory(dir=job.out) as scratch:
+        context = Context(
+            scratch=Path(scratch),
+            calibration=calibration,
+            constraints=all_constraints(),
+            effort=job.effort,
+            threads=job.threads,
+            seed=job.seed,
+        )
+        for step in job.passes:
+            with _step(getattr(step, "use", type(step).__name__)):
+                graph = step.run(graph, context)
     ir.save(graph.model, job.out / GRAPH)
     if graph.quantization is not None:
         graph.quantization.save(job.out / TABLE)

@@ -71,7 +71,7 @@ class Workers:
     """A nursery and its workers; a context manager. On the way out all of them are dead.
 
     Args:
-        logs: folder for the workers' stdout and stderr, which are read when one dies.
+        logs: folder for the workers' stdout and stderr, which are read when one dies, and for their temporary files.
         preload: module that the nursery imports before it forks.
     """
 
@@ -89,7 +89,7 @@ class Workers:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
-                env={**_ENVIRONMENT, **os.environ},
+                env={**_ENVIRONMENT, **os.environ, "TMPDIR": str(self._logs.resolve())},
                 start_new_session=True,  # the terminal's Ctrl-C is for us
             )
         return self
