@@ -203,6 +203,14 @@ def gemm(net: Net, x: str) -> str:
     return net.add("Gemm", "op", [flat, net.weight("w", 10, 8 * 36), net.weight("b", 10)], transB=1)
 
 
+def squeezed(net: Net, x: str) -> str:
+    """Squeeze and excite of MobileNetV3."""
+    gate = net.add(
+        "HardSigmoid", "gate", [net.conv("fc", net.add("GlobalAveragePool", "m", [x]), 8, 8, k=1)], alpha=1 / 6
+    )
+    return net.add("Mul", "op", [x, gate])
+
+
 def attention(net: Net, x: str) -> str:
     """Two products of activations, heads apart, as an exporter writes attention."""
     rows = net.add("Reshape", "rows", [net.add("Transpose", "t", [x], perm=[0, 2, 3, 1]), ints(net, "s0", 36, 8)])
@@ -304,6 +312,7 @@ CASES = [
     unary("HardSwish"),
     unary("HardSigmoid"),
     unary("HardSigmoid", alpha=1 / 6),
+    Case("HardSigmoid", squeezed, "squeeze and excite", channels=8),
     unary("Sigmoid"),
     unary("Tanh"),
     unary("Gelu", tolerance=1e-4),

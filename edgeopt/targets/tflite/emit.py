@@ -482,8 +482,11 @@ class Emitter:
             return self.dequantized(self.constant(name, half(permute(array), name)), name)
         return self.constant(name, permute(array))
 
-    def bias(self, node: ir.Node, channels: int, x: Stored, weight: int) -> int:
-        """The bias: int32 on the grid of input scale · weight scale, or float32. Zeros are made if there is none."""
+    def bias(self, node: ir.Node, channels: int, x: Stored, weight: int, *, more: float = 0.0) -> int:
+        """The bias: int32 on the grid of input scale · weight scale, or float32. Zeros are made if there is none.
+
+        ``more`` is added to it, in float.
+        """
         value = node.inputs[2] if len(node.inputs) > 2 else None
         array = constant(value)
         if array is None:
@@ -491,7 +494,7 @@ class Emitter:
         array = array.reshape(-1)
         hint = (value.name if value is not None else None) or f"{node.name}/bias"
         if not self.native:
-            return self.constant(hint, array)
+            return self.constant(hint, array + np.float32(more) if more else array)
         scale_in = self.model.tensors[x.index].scale
         scale_weight = self.model.tensors[weight].scale
         assert scale_in is not None and scale_weight is not None

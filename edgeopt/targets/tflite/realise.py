@@ -105,7 +105,7 @@ def _islands(model: tflite.Model, graph: QuantizedGraph) -> tuple[set[int], tupl
     producers, consumers = model.producers(), model.consumers()
     tables: set[int] = set()
     islands: list[str] = []
-    for index, operator in enumerate(model.operators):
+    for operator in model.operators:
         if operator.code != "QUANTIZE" or model.tensors[operator.inputs[0]].dtype != "float32":
             continue
         inside, starts = _stretch(model, operator.inputs[0], producers)

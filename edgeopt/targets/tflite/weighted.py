@@ -8,10 +8,13 @@ import onnx_ir as ir
 from edgeopt.graph.quantization import QuantParams
 from edgeopt.targets.tflite import layout as lay
 from edgeopt.targets.tflite.attributes import Array, constant_input, ints, shape_of
-from edgeopt.targets.tflite.emit import NONE, Emitter, Stored, options
+from edgeopt.targets.tflite.emit import NONE, RELU6, Emitter, Stored, options
 
 SAME, VALID = 0, 1
 """The schema's Padding."""
+
+SATURATED = 6.0
+"""Where RELU6 ends: clip(x / 6 + β, 0, 1) = relu6(x + 6β) / 6."""
 
 LARGEST_RATIO = 256.0
 """XNNPACK claims a convolution whose input scale · weight scale / output scale reaches this, and then fails to load."""
@@ -144,18 +147,41 @@ def conv(e: Emitter, node: ir.Node) -> None:
         stored = e.weight(node, weight, 3, lambda w: _as_2d(w).transpose(1, 2, 3, 0))
     else:
         stored = e.weight(node, weight, 0, lambda w: _as_2d(w).transpose(0, 2, 3, 1))
-    bias = e.bias(node, weight.shape[0], x, stored)
-    activation, value = activation_of(e, node)
+    gate = gate_behind(e, node)
+    bias = e.bias(node, weight.shape[0], x, stored, more=0.0 if gate is None else SATURATED * _beta(gate))
+    activation, value = activation_of(e, node) if gate is None else (RELU6, node.outputs[0])
     settings = {
         "padding": kind, "strideH": window.strides[0], "strideW": window.strides[1],
         "dilationHFactor": window.dilations[0], "dilationWFactor": window.dilations[1],
         "fusedActivationFunction": activation,
     }  # fmt: skip
+    code, kind_of_options = ("DEPTHWISE_CONV_2D", "DepthwiseConv2D") if depthwise else ("CONV_2D", "Conv2D")
     if depthwise:
         settings["depthMultiplier"] = weight.shape[0] // channels
-        write_spatial(e, value, "DEPTHWISE_CONV_2D", (source, stored, bias), options("DepthwiseConv2D", **settings))
-    else:
-        write_spatial(e, value, "CONV_2D", (source, stored, bias), options("Conv2D", **settings))
+    if gate is None:
+        write_spatial(e, value, code, (source, stored, bias), options(kind_of_options, **settings))
+        return
+    layout = lay.plain(shape_of(value), lay.NHWC)
+    raised = e.step(code, (source, stored, bias), lay.stored_shape(layout), options(kind_of_options, **settings))
+    sixth = e.constant("scalar", np.asarray([1 / SATURATED], np.float32))
+    e.write(gate.outputs[0], "MUL", (raised, sixth), layout, options("Mul"))
+    e.done.add(gate)
+
+
+def gate_behind(e: Emitter, node: ir.Node) -> ir.Node | None:
+    """A HardSigmoid of slope 1/6 that alone reads a float convolution: its sum goes into the bias, its clip is free."""
+    value = node.outputs[0]
+    uses = tuple(value.uses())
+    if e.scheme == "int8" or len(uses) != 1 or value.is_graph_output() or len(shape_of(value)) != 4:
+        return None
+    gate = uses[0].node
+    if gate.op_type != "HardSigmoid" or e.table.scheme(gate) == "int8":
+        return None
+    return gate if abs(SATURATED * gate.attributes.get_float("alpha", 0.2) - 1) < 1e-6 else None
+
+
+def _beta(gate: ir.Node) -> float:
+    return gate.attributes.get_float("beta", 0.5)
 
 
 def _as_2d(weight: Array) -> Array:
