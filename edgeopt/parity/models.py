@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgeopt.errors import DataError
 from edgeopt.frontends import Source
-from edgeopt.parity.compare import Accumulator, LevelReport, level_report
+from edgeopt.parity.compare import LARGEST, Accumulator, LevelReport, level_report
 from edgeopt.parity.runners import FileRunner
 
 Array = npt.NDArray[Any]
@@ -69,7 +69,9 @@ def compare_models(
     report = level_report("L2", f"{count} samples{f', {label}' if label else ''}", count, accumulators)
     failures = []
     for name, parity in report.outputs.items():
-        if tolerance is not None and not parity.rel <= tolerance:
+        if parity.max_abs >= LARGEST:
+            failures.append(f"output '{name}': NaN or infinity on one side")
+        elif tolerance is not None and not parity.rel <= tolerance:
             failures.append(f"output '{name}': relative error {parity.rel:.2e}; at most {tolerance:g} was asked")
     if min_sqnr_db is not None and report.sqnr_db < min_sqnr_db:
         failures.append(f"SQNR is {report.sqnr_db:.1f} dB; at least {min_sqnr_db:g} dB was asked")

@@ -26,11 +26,12 @@ import re
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from pydantic import Field
 
 from edgeopt import digest
 from edgeopt.errors import TargetError
@@ -87,7 +88,7 @@ class Onnx(Target):
     name: ClassVar[str] = "onnx"
     constraints: ClassVar[Constraints] = Constraints()
 
-    opset: int | None = None
+    opset: Annotated[int, Field(ge=OLDEST)] | None = None
     activations: Literal["uint8", "int8"] = "uint8"
     io: IoType = "float32"
     gates: Literal["int8", "float32"] = "int8"
@@ -108,11 +109,11 @@ class Onnx(Target):
         """
         model = to_qdq(graph, unsigned=self.activations == "uint8")
         writer = _Writer(model, graph.quantization or Quantization(), np.dtype(self.activations))
+        writer.drop_last_pairs()  # before activations go: a Relu that a grid implies needs that grid
         writer.drop_activations()
         if self.gates == "int8":
             writer.round_sigmoids()
             writer.harden()
-        writer.drop_last_pairs()
         writer.avoid_refusals()
         writer.move_integers()
         writer.slice_blocks()
@@ -125,7 +126,7 @@ class Onnx(Target):
         grids = writer.integer_io(np.dtype(self.io)) if self.io != "float32" else {}
         opset = self.opset or model.graph.opset_imports[""]
         try:
-            convert_opset(model, max(opset, OLDEST))
+            convert_opset(model, opset)
         except ValueError as error:
             raise TargetError(
                 str(error), where=f"target onnx, opset {opset}", hint="ask for a later opset, or leave it out"

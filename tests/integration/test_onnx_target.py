@@ -89,6 +89,28 @@ def test_all_weighted_nodes_are_integer_kernels_in_what_the_runtime_makes_of_it(
     assert written.count("Clip") == 1, "one Relu shares a grid with a signed tensor: it clips integers"
 
 
+@pytest.mark.parametrize("bounds", [None, (-0.25, 0.5)])
+def test_an_activation_behind_the_last_gemm_is_not_lost(bounds: tuple[float, float] | None, tmp_path: Path) -> None:
+    net = Net(4)
+    gemm = net.add("Gemm", "gemm", ["x", net.weight("w", 8, 6), net.weight("b", 8)], transB=1)
+    if bounds is None:
+        net.add("Relu", "y", [gemm])
+    else:
+        ends = [net.constant(name, np.float32(end)) for name, end in zip(("low", "high"), bounds, strict=True)]
+        net.add("Clip", "y", [gemm, *ends])
+    model = net.model({"x": [3, 6]}, {"y": [3, 8]})
+    graph = quantized(model)
+    artifact = Onnx().lower(graph, tmp_path)
+    low, high = bounds or (0, np.inf)
+    for feed in samples(model, 8, seed=8):
+        value = run(tmp_path / artifact.path, feed)["y"]
+        assert value.min() >= low - 0.01
+        assert value.max() <= high + 0.01
+    report = check_artifact(graph, artifact, tmp_path / artifact.path, samples(model, 8, seed=8), segment_samples=8)
+    assert not report.failures
+    assert artifact.realised is not None and artifact.realised.int8_ops == {"QGemm": 1}
+
+
 def test_what_the_runtime_has_no_kernel_for_is_a_leftover_not_a_failure(tmp_path: Path) -> None:
     realised = Onnx().lower(quantized(detector()), tmp_path).realised
     assert realised is not None
