@@ -245,7 +245,7 @@ def _start_worker(content: bytes, messages: int, not_theirs: list[int]) -> int:
     if not CAN_FORK:
         start = _START.format(path=sys.path, main="work", arguments=f"{messages}, sys.stdin.buffer.read()")
         process = subprocess.Popen(
-            [sys.executable, "-c", start], stdin=subprocess.PIPE, pass_fds=[messages], start_new_session=True
+            [sys.executable, "-c", start], stdin=subprocess.PIPE, pass_fds=[messages], process_group=0
         )
         assert process.stdin is not None
         process.stdin.write(content)
@@ -258,9 +258,19 @@ def _start_worker(content: bytes, messages: int, not_theirs: list[int]) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for fd in not_theirs:
             os.close(fd)
-        os.setsid()  # one process group with whatever it starts, so that all of it can be killed
+        _lead_group(0)
         work(messages, content)
+    _lead_group(pid)
     return pid
+
+
+def _lead_group(pid: int) -> None:
+    """One process group with whatever it starts, so that all of it can be killed.
+
+    Both parent and child say so: whoever is first, the group is there before anyone kills it.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended already
+        os.setpgid(pid, pid)
 
 
 def _reap(exits: dict[int, int]) -> None:
