@@ -35,6 +35,7 @@ from edgeopt.passes.quantize.lattice import (
     fold_lattice,
     on_levels,
 )
+from edgeopt.passes.quantize.nncf import quantize_with_nncf
 from edgeopt.passes.quantize.ranges import Estimator
 from edgeopt.passes.quantize.segments import cut, stored_bytes
 from edgeopt.passes.quantize.select import Alternative, Division, Score, Setting, describe, divide, select
@@ -102,6 +103,12 @@ class Quantize(Pass):
 
     def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:
         self._check_patterns(graph.model)
+        if self.engine == "nncf" and (self.scheme != "int8" or set(self.rules.values()) - {"int8", "fp32"}):
+            raise UsageError(
+                "the engine 'nncf' makes int8 and nothing else",
+                where="passes.quantize",
+                hint="leave 'engine' out for other schemes",
+            )
         placement = self._place(graph.model, context)
         quantized = [node for node in graph.model.graph if _is_quantized(node, placement)]
         if "int8" not in placement.schemes.values() and not quantized:
@@ -133,6 +140,9 @@ class Quantize(Pass):
         chosen = spread(len(samples), _carried(graph.model, placement, len(samples), budget.carried))
         division = divide(len(chosen), budget.trial)
         plain, calibration = self._calibrated(graph.model, placement, samples, chosen, division, context)
+        if self.engine == "nncf":
+            table, line = quantize_with_nncf(plain, samples)
+            return QuantizedGraph(plain.model, table, (*graph.record, line), graph.warnings)
         variants = {False: plain}
         if self.input_lattice is not False and context.calibration is not None:
             latticed = self._latticed(plain, samples, chosen, context)
