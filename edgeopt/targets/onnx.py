@@ -7,8 +7,9 @@ It starts from the integer reference (``graph.qdq``) and changes only what leave
 - A Relu or Clip between a node and its QuantizeLinear stops fusion. Where the grid implies it, it goes; where it does
   not (a grid shared with a tensor that has negative values), it becomes a Clip of the integers behind the
   QuantizeLinear. Both are exact: rounding is monotone, so ``q(clip(x, a, b)) = clip(q(x), q(a), q(b))``.
-- An int8 Gemm whose result only float nodes or the caller read keeps its float result: its last Q/DQ pair is dropped
-  (QGemm with float output), which saves one rounding and is nearer to float. The table's grid still says how far.
+- An int8 Gemm or MatMul whose result only float nodes or the caller read keeps its float result: its last Q/DQ pair
+  is dropped (QGemm with float output, MatMulIntegerToFloat), which saves one rounding and is nearer to float. The
+  table's grid still says how far.
 - Zero points of weights and biases are 0 and left out.
 - **Guard.** ONNX Runtime (WeightBiasQuantization, level 1) turns a float Conv, ConvTranspose or Gemm that sits between
   a per-tensor DequantizeLinear and a QuantizeLinear into per-tensor int8, silently: a MobileNetV1 fell from 26 dB to
@@ -361,8 +362,8 @@ class _Writer:
         return dequantize.outputs[0]
 
     def drop_last_pairs(self) -> None:
-        """An int8 Gemm that only float nodes or the caller read gives its float result."""
-        for node in self._of_type("Gemm"):
+        """An int8 product that only float nodes or the caller read gives its float result."""
+        for node in (*self._of_type("Gemm"), *self._of_type("MatMul")):
             if self._table.scheme(node) != "int8":
                 continue
             value = node.outputs[0]
