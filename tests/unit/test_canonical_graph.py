@@ -178,7 +178,7 @@ def test_zero_padding_moves_into_the_window(tmp_path: Path, op: str) -> None:
     op=st.sampled_from(["MaxPool", "AveragePool"]), how=st.sampled_from(["ceil_mode=1", 'auto_pad="SAME_LOWER"', ""]),
 )  # fmt: skip
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_explicit_pads_say_what_ceil_and_same_said(  # noqa: PLR0917
+def test_explicit_pads_say_what_ceil_and_same_said(
     tmp_path: Path, size: int, kernel: int, stride: int, pad: int, op: str, how: str
 ) -> None:
     assume(pad < kernel and not (how.startswith("auto") and (pad or kernel < stride)))  # ONNX Runtime runs no others

@@ -57,7 +57,8 @@ class TensorStatistics:
 
     @property
     def variance(self) -> Array:
-        return np.maximum(self.square - self.mean**2, 0.0)
+        result: Array = np.maximum(self.square - self.mean**2, 0.0)
+        return result
 
     def scaled(self, factors: Array) -> TensorStatistics:
         """Statistics of the tensor with its channels multiplied by positive ``factors``."""

@@ -1,11 +1,11 @@
 """Equalisation: channels of one tensor scaled to fill its grid, and the neighbouring weights scaled back.
 
-A positive factor per channel goes through everything that is linear or positively homogeneous, so the function stays the
-same (Nagel et al., 2019, arXiv:1906.04721). Which channels must share a factor is found by sending channel identities
-through the graph as data: residual sums join them, concatenations and shuffles carry them along.
+A positive factor per channel goes through everything that is linear or positively homogeneous, so the function stays
+the same (Nagel et al., 2019, arXiv:1906.04721). Which channels must share a factor is found by sending channel
+identities through the graph as data: residual sums join them, concatenations and shuffles carry them along.
 
-A tensor that only feeds depthwise convolutions gains for nothing: weights on both sides have a scale per channel. Others
-pay with a larger weight error, so they are scaled only as far as the expected error at the outputs falls.
+A tensor that only feeds depthwise convolutions gains for nothing: weights on both sides have a scale per channel.
+Others pay with a larger weight error, so they are scaled only as far as the expected error at the outputs falls.
 """
 
 from __future__ import annotations
@@ -149,11 +149,11 @@ def _cost(
     variance = _per_identity(cluster, statistics)
     for node, identities in cluster.readers:
         rows, layout = _rows(node, layers)
-        s = np.repeat(_look_up(factors, identities), rows.shape[2] * layout.groups // len(identities))
-        spread = np.repeat(_look_up(variance, identities), rows.shape[2] * layout.groups // len(identities))
-        s, spread = s.reshape(layout.groups, 1, -1), spread.reshape(layout.groups, 1, -1)
-        row_step = np.abs(rows / s).max(2) / INT8_MAX
-        error = row_step**2 / 12 * (spread * s**2).sum(2)
+        repeats, shape = rows.shape[2] * layout.groups // len(identities), (layout.groups, 1, -1)
+        factor = np.repeat(_look_up(factors, identities), repeats).reshape(shape)
+        spread = np.repeat(_look_up(variance, identities), repeats).reshape(shape)
+        row_step = np.abs(rows / factor).max(2) / INT8_MAX
+        error = row_step**2 / 12 * (spread * factor**2).sum(2)
         output = node.outputs[0]
         gain = gains.get(output.name or "", np.zeros(1))
         places = math.prod(shape_of(output)) / layout.outputs
@@ -209,8 +209,8 @@ def _apply(clusters: Sequence[_Cluster], factors: Mapping[int, float], layers: F
             assert w is not None
             layout = Layout.of(node, weights[w.name or ""].shape)
             rows = layout.rows(weights[w.name or ""])
-            s = np.repeat(_look_up(factors, identities), rows.shape[2] * layout.groups // len(identities))
-            weights[w.name or ""] = layout.weight((rows / s.reshape(layout.groups, 1, -1)).astype(np.float32))
+            factor = np.repeat(_look_up(factors, identities), rows.shape[2] * layout.groups // len(identities))
+            weights[w.name or ""] = layout.weight((rows / factor.reshape(layout.groups, 1, -1)).astype(np.float32))
     return Equalized(tensors, FloatLayers(weights, biases, means))
 
 
@@ -234,9 +234,9 @@ class _Identities:
                     self._freeze(self._of[value])
                 if value.name in placement.activations:
                     self._note(value)
-            for value in node.inputs:  # full-size arrays of large graphs are not kept longer than needed
-                if value is not None and last_use[value] is node:
-                    self._of.pop(value, None)
+            for read in node.inputs:  # full-size arrays of large graphs are not kept longer than needed
+                if read is not None and last_use[read] is node:
+                    self._of.pop(read, None)
 
     def clusters(self, placement: Placement) -> list[_Cluster]:
         """Tensors joined by shared channels or a shared grid, without those that are frozen or unknown."""
@@ -268,10 +268,10 @@ class _Identities:
                     frozen.update(id(cluster) for cluster in touched.values())
         usable = []
         for cluster in clusters.values():
-            identities = set().union(*(set(t.tolist()) for t in cluster.tensors.values()))
-            caps = {self._caps[i] for i in identities if i in self._caps}
+            members = {int(i) for tensor in cluster.tensors.values() for i in tensor.tolist()}
+            caps = {self._caps[i] for i in members if i in self._caps}
             cluster.cap = next(iter(caps)) if len(caps) == 1 else None
-            if 0 not in identities and len(caps) <= 1 and id(cluster) not in frozen:
+            if 0 not in members and len(caps) <= 1 and id(cluster) not in frozen:
                 usable.append(cluster)
         return usable
 
@@ -286,8 +286,8 @@ class _Identities:
         if (moved := self._move(node, inputs)) is not None:
             self._of.update(zip(node.outputs, moved, strict=True))
             return
-        for value in inputs:
-            self._freeze(value)
+        for identities in inputs:
+            self._freeze(identities)
         for value in node.outputs:
             self._of[value] = np.broadcast_to(np.int32(0), shape_of(value))
 
@@ -303,7 +303,7 @@ class _Identities:
                 return False
             channels = ids[0]
         else:
-            channels = ids[(0, slice(None), *(0,) * (ids.ndim - 2))]
+            channels = ids[0].reshape(ids.shape[1], -1)[:, 0]
             if not (ids == channels.reshape(1, -1, *(1,) * (ids.ndim - 2))).all():
                 return False
         self._readers.append((node, np.array(channels)))

@@ -64,7 +64,8 @@ class Subject:
 
     def layers(self, fitted: Sequence[int]) -> FloatLayers:
         """Float weights and biases, and the means over the fitted samples."""
-        weights, biases = {}, {}
+        weights: dict[str, Array] = {}
+        biases: dict[str, Array] = {}
         for node in self.model.graph:
             if node.op_type in WEIGHTED:
                 for value, into in ((node.inputs[1], weights), (node.inputs[2], biases)):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from pydantic import Field
 
 from edgeopt.errors import DataError, UsageError
 from edgeopt.events import Event, emit
@@ -97,7 +98,7 @@ class Quantize(Pass):
     bias_correction: Literal["auto"] | bool = "auto"
     weights: Literal["per-channel", "per-tensor"] = "per-channel"
     keep_float: tuple[str, ...] = ()
-    rules: dict[str, SchemeName] = {}
+    rules: dict[str, SchemeName] = Field(default_factory=dict)
     input_lattice: Literal["auto"] | bool = "auto"
     engine: Literal["edgeopt", "nncf"] = "edgeopt"
 
@@ -131,12 +132,13 @@ class Quantize(Pass):
                 )
 
     def _place(self, model: ir.Model, context: Context) -> Placement:
-        rules = [(pattern, "fp32") for pattern in self.keep_float] + list(self.rules.items())
+        rules: list[tuple[str, SchemeName]] = [(pattern, "fp32") for pattern in self.keep_float]
+        rules += self.rules.items()
         return place(model, scheme=self.scheme, rules=rules, constraints=context.constraints)
 
     def _quantize(self, graph: QuantizedGraph, placement: Placement, context: Context) -> QuantizedGraph:
         budget = BUDGETS[context.effort]
-        samples: Samples = context.calibration if context.calibration is not None else ()  # type: ignore[assignment]
+        samples: Samples = context.calibration if context.calibration is not None else ()
         chosen = spread(len(samples), _carried(graph.model, placement, len(samples), budget.carried))
         division = divide(len(chosen), budget.trial)
         plain, calibration = self._calibrated(graph.model, placement, samples, chosen, division, context)

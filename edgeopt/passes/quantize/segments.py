@@ -157,8 +157,8 @@ def compile_segment(
 ) -> Session:
     """A session of one segment as the integer reference would run it.
 
-    Its inputs are the stored values by name, and for a weighted node ``WEIGHT`` and ``BIAS`` in float32; its outputs the
-    stored values, and for a weighted node ``MEAN``, the mean of its output per channel before any activation.
+    Its inputs are the stored values by name, and for a weighted node ``WEIGHT`` and ``BIAS`` in float32; its outputs
+    the stored values, and for a weighted node ``MEAN``, the mean of its output per channel before any activation.
     """
     return Session(_Builder(segment, whole, schemes, params).model(), threads=threads, optimize=False)
 
@@ -181,7 +181,8 @@ class _Builder:
             self._copy(node)
         for value in self._segment.writes:
             self._write(value)
-        return ir.to_proto(ir.Model(self._graph, ir_version=10)).SerializeToString()
+        data: bytes = ir.to_proto(ir.Model(self._graph, ir_version=10)).SerializeToString()
+        return data
 
     def _read(self, value: ir.Value) -> None:
         name = value.name or ""

@@ -46,7 +46,7 @@ class Division:
 
 
 def divide(carried: int, most_fitted: int) -> Division:
-    """Hold back a fifth, at least 40 where that leaves as many to fit to; spread evenly, so that order does not matter."""
+    """Hold back a fifth, at least 40 where as many are left to fit to; spread evenly, so that order does not matter."""
     held_count = max(int(carried * HELD_BACK), min(LEAST_HELD_BACK, carried // 3))
     held = spread(carried, held_count)
     kept = [index for index in range(carried) if index not in set(held)]

@@ -25,8 +25,8 @@ Array = npt.NDArray[Any]
 SLOPES_SQUARED: Mapping[str, float] = {"Sigmoid": 1 / 16, "HardSigmoid": 1 / 36, "Tanh": 0.5, "Softmax": 1 / 16}
 """Upper or typical squared derivative of functions that flatten; others count as 1."""
 SAME_CHANNELS = frozenset({"Relu", "Clip", "LeakyRelu", "Elu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu",
-                           "Softplus", "Mish", "Add", "Sub", "Mul", "Pad", "MaxPool", "AveragePool", "GlobalAveragePool",
-                           "Resize", "Softmax", "LayerNormalization"})  # fmt: skip
+                           "Softplus", "Mish", "Add", "Sub", "Mul", "Pad", "MaxPool", "AveragePool",
+                           "GlobalAveragePool", "Resize", "Softmax", "LayerNormalization"})  # fmt: skip
 
 
 def sensitivity(

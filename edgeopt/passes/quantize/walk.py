@@ -178,7 +178,7 @@ class _Walk:
         count = max((len(arrays) for arrays in self.frontier.values()), default=0)
         results: Frontier = {name: [] for name in writes}
         for index in range(count):
-            got = session.run(self._reads(segment, index) | fed, writes)
+            got = session.run({**self._reads(segment, index), **fed}, writes)
             for name in writes:
                 results[name].append(got[name])
         self.frontier.update(results)
@@ -229,7 +229,7 @@ class _Walk:
         """What the node's mean output lacks, per channel."""
         total: Array = np.zeros(1)
         for index in self.fitted:
-            total = total + session.run(self._reads(segment, index) | fed, [MEAN])[MEAN].astype(np.float64)
+            total = total + session.run({**self._reads(segment, index), **fed}, [MEAN])[MEAN].astype(np.float64)
         result: Array = self.layers.means[_name(node.outputs[0])] - total / len(self.fitted)
         return result
 
@@ -242,7 +242,7 @@ class _Walk:
         total: Array = np.zeros(1)
         inside: Array = np.zeros(1)
         for index in self.fitted:
-            integers = session.run(self._reads(segment, index) | fed, [name])[name]
+            integers = session.run({**self._reads(segment, index), **fed}, [name])[name]
             rest = tuple(axis for axis in range(integers.ndim) if axis != 1)
             total = total + integers.mean(rest, dtype=np.float64)
             inside = inside + ((integers > int(grid.zero_point)) & (integers < INT8_MAX)).mean(rest)
