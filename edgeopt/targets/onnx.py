@@ -427,8 +427,10 @@ class _Writer:
             if step < 2 or not 0 <= start < step or shape[axis] % step or after[axis] != blocks:
                 continue
             before, block = int(np.prod(shape[:axis])), int(np.prod(shape[axis + 1 :]))
-            if block == 1:
-                continue  # nothing lies together
+            if axis != 1 or block == 1:
+                # Nothing lies together, or it is a row or column of an image: that Slice is quick where channels come
+                # last, as ONNX Runtime has them between int8 convolutions, and Reshapes would make it turn back.
+                continue
             name = result.name or ""
             rows = self._moved("Reshape", source, [before, blocks, step * block], f"{name}__rows")
             bounds = np.array([[start * block], [(start + 1) * block], [2]], np.int64)

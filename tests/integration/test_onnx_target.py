@@ -339,6 +339,24 @@ def test_fp16_says_which_weight_does_not_fit(tmp_path: Path) -> None:
         Onnx().lower(quantized(model, "fp16"), tmp_path)
 
 
+@pytest.mark.parametrize(("axis", "reshapes", "transposes"), [(1, 2, 6), (2, 0, 2)])
+def test_slices_with_a_step_are_blocks_of_channels_and_rows_stay(
+    axis: int, reshapes: int, transposes: int, tmp_path: Path
+) -> None:
+    net = Net(6)
+    a = net.add("Relu", "relu", [net.conv("a", "x", 3, 8)])
+    ends = [net.constant(name, np.array([value])) for name, value in (("s", 1), ("e", 99), ("i", axis), ("t", 2))]
+    half = net.add("Slice", "half", [a, *ends])
+    net.conv("y", net.add("Relu", "relu_b", [net.conv("b", half, 8 if axis > 1 else 4, 8)]), 8, 4)
+    model = net.model({"x": [1, 3, 16, 16]}, {"y": [1, 4, 8 if axis > 1 else 16, 16]})
+    graph = quantized(model)
+    artifact = Onnx().lower(graph, tmp_path)
+    assert not check_artifact(graph, artifact, tmp_path / artifact.path, samples(model, 4)).failures
+    assert artifact.realised is not None
+    assert artifact.realised.other_ops.get("Reshape", 0) == reshapes
+    assert artifact.realised.other_ops["Transpose"] <= transposes
+
+
 def test_an_opset_without_the_operator_is_refused_by_name(tmp_path: Path) -> None:
     net = Net()
     net.add("GridSample", "y", ["x", net.constant("grid", np.zeros((1, 4, 4, 2), np.float32))])
