@@ -151,7 +151,7 @@ class Quantize(Pass):
             if latticed is not None:
                 variants[True] = latticed
         start = self._start(variants)
-        setting, record = self._selected(variants, start, division, calibration, context)
+        setting, record, warnings = self._selected(variants, start, division, calibration, context)
         subject = variants[setting.lattice]
         everything = range(len(chosen))
         emit(Event("step", "quantize: final fit"))
@@ -159,7 +159,7 @@ class Quantize(Pass):
             subject, setting, everything, everything, per_tensor=self.weights == "per-tensor", effort=budget.effort
         )
         emit(Event("done", "quantize: final fit"))
-        return QuantizedGraph(subject.model, final.table, (*graph.record, *record), graph.warnings)
+        return QuantizedGraph(subject.model, final.table, (*graph.record, *record), (*graph.warnings, *warnings))
 
     def _calibrated(
         self,
@@ -237,19 +237,22 @@ class Quantize(Pass):
         division: Division,
         calibration: Calibration,
         context: Context,
-    ) -> tuple[Setting, tuple[Kept, ...]]:
+    ) -> tuple[Setting, tuple[Kept, ...], tuple[str, ...]]:
+        """What to use, what was tried, and what the person should know."""
+        per_tensor = self.weights == "per-tensor"
         if not division.held:
             count = calibration.samples
             why = f"the default; {count} calibration samples are too few to hold some back and compare"
-            return start, (Kept(what=describe(start), brought_db=None, kept=True, why=why),)
+            unknown = (f"one scale per weight costs accuracy; how much, {count} samples are too few to say",)
+            line = Kept(what=describe(start), brought_db=None, kept=True, why=why)
+            return start, (line,), unknown if per_tensor else ()
         subjects = dict(variants)
         carried = sorted({*division.fitted, *division.held})
         held = [carried.index(index) for index in division.held]
         effort = BUDGETS[context.effort].effort / 2
 
-        def score(setting: Setting) -> Score:
+        def score(setting: Setting, per_tensor: bool = per_tensor) -> Score:
             emit(Event("step", f"quantize: try {describe(setting)}"))
-            per_tensor = self.weights == "per-tensor"
             tried = fit(
                 subjects[setting.lattice], setting, division.fitted, carried, per_tensor=per_tensor, effort=effort
             )
@@ -257,7 +260,14 @@ class Quantize(Pass):
             return judge(calibration.outputs, tried.outputs, held)
 
         alternatives = self._alternatives(variants, start, division, context)
-        return select(start, alternatives, score, len(held))
+        setting, record = select(start, alternatives, score, len(held))
+        if not per_tensor:
+            return setting, record, ()
+        ours, better = score(setting).db(), score(setting, per_tensor=False).db()
+        text = f"{ours:.1f} dB with one scale per weight, {better:.1f} dB with one per channel"
+        why = f"asked for; {text}, on {len(held)} held-back samples"
+        line = Kept(what="one scale per weight", brought_db=round(ours - better, 2), kept=True, why=why)
+        return setting, (*record, line), (f"one scale per weight costs {better - ours:.1f} dB: {text}",)
 
     def _alternatives(
         self, variants: Mapping[bool, Subject], start: Setting, division: Division, context: Context
