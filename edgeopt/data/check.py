@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeopt import digest
-from edgeopt.data.samples import Array, LabelledSamples
+from edgeopt.data.samples import Array, Few, LabelledSamples
 from edgeopt.errors import DataError
 from edgeopt.types import Frozen
 
@@ -94,7 +94,8 @@ def check(samples: LabelledSamples, what: str) -> Checked:
         raise DataError(f"no {what} samples", where=samples.where, hint="Give real data; a few hundred samples do.")
     running: dict[str, _Running] = {}
     fingerprints: set[Fingerprint] = set()
-    for index, feed in enumerate(samples):
+    numbers = samples.numbers if isinstance(samples, Few) else range(len(samples))
+    for index, feed in zip(numbers, samples, strict=True):
         fingerprint: Fingerprint = ()
         for name, array in feed.items():
             if array.size == 0:

@@ -44,11 +44,13 @@ class Few:
     Args:
         samples: any labelled source.
         limit: how many at most.
+
+    ``numbers`` are the samples' places in the whole source, for messages.
     """
 
     def __init__(self, samples: LabelledSamples, limit: int) -> None:
         self._samples = samples
-        self._indices = spread(len(samples), limit)
+        self._indices = self.numbers = spread(len(samples), limit)
         self.labels = None if samples.labels is None else samples.labels[self._indices]
         self.where = samples.where
 

@@ -126,6 +126,11 @@ class ImportJob:
     out: Path
 
 
+class SeenData(Frozen):
+    stats: DataStats
+    labelled: bool
+
+
 class ImportResult(Frozen):
     signature: Signature
     kind: Literal["onnx", "torch", "exported"]
@@ -133,11 +138,13 @@ class ImportResult(Frozen):
     where: dict[str, str]
     preprocess: Preprocess | None
     parity: LevelReport
+    calibration: SeenData | None
+    evaluation: SeenData | None
     warnings: tuple[str, ...]
 
 
 def import_model(job: ImportJob) -> None:
-    """Frontend, canonical graph, and L0 on real samples."""
+    """Frontend, canonical graph, a look at the data, and L0 on real samples."""
     with _step("import"):
         imported = load_source(job.model, job.inputs.root, trust=job.trust)
         preprocess, assumed = job.inputs.contract(imported.signature)
@@ -145,6 +152,8 @@ def import_model(job: ImportJob) -> None:
             context = Context(scratch=Path(scratch), threads=job.threads, seed=job.seed)
             graph = canonicalise(QuantizedGraph(imported.model), context)
         ir.save(graph.model, job.out / GRAPH)
+    with _step("check data"):
+        calibration, evaluation, about_data = _look_at(job.inputs, imported.signature)
     samples, about_samples = job.inputs.for_parity(imported.signature, CONVERSION_SAMPLES, job.seed)
     with _step("L0 parity: source against graph"):
         parity = check_source(imported.source, graph.model, samples, threads=job.threads, tolerance=job.tolerance)
@@ -163,9 +172,22 @@ def import_model(job: ImportJob) -> None:
             where=dict(imported.where),
             preprocess=preprocess,
             parity=_labelled(parity, about_samples),
-            warnings=tuple(warnings),
+            calibration=calibration,
+            evaluation=evaluation,
+            warnings=(*warnings, *about_data),
         ),
     )
+
+
+def _look_at(inputs: Inputs, signature: Signature) -> tuple[SeenData | None, SeenData | None, list[str]]:
+    """Every calibration sample and some evaluation samples, before anything is built on them; warnings about them."""
+    calibration, evaluation = inputs.open("calibration", signature), inputs.open("evaluation", signature)
+    seen = None if calibration is None else check(calibration, "calibration")
+    also_seen = None if evaluation is None else check(Few(evaluation, EVALUATION_LOOK), "evaluation")
+    warnings = [*(seen.stats.warnings if seen else ()), *(also_seen.stats.warnings if also_seen else ())]
+    if seen and also_seen and (shared := also_seen.shared_with(seen)):
+        warnings.append(shared)
+    return _seen(seen, calibration), _seen(also_seen, evaluation), warnings
 
 
 def load_source(model: ModelSource, root: Path, *, trust: bool) -> Imported:
@@ -196,35 +218,23 @@ class PassesJob:
     out: Path
 
 
-class SeenData(Frozen):
-    stats: DataStats
-    labelled: bool
-
-
 class PassesResult(Frozen):
     quantization: QuantizationRecord
-    calibration: SeenData | None
-    evaluation: SeenData | None
     parity: LevelReport
     float_top1: Metric | None
     warnings: tuple[str, ...]
 
 
 def run_passes(job: PassesJob) -> None:
-    """Data checks, passes, L1, and what the float graph answers on labelled evaluation data."""
-    signature = read_result(job.imported, ImportResult).signature
+    """Passes, L1, and what the float graph answers on labelled evaluation data."""
+    imported = read_result(job.imported, ImportResult)
+    signature = imported.signature
     calibration = job.inputs.open("calibration", signature)
     evaluation = job.inputs.open("evaluation", signature)
-    with _step("check data"):
-        seen = None if calibration is None else check(calibration, "calibration")
-        also_seen = None if evaluation is None else check(Few(evaluation, EVALUATION_LOOK), "evaluation")
-        warnings = [*(seen.stats.warnings if seen else ()), *(also_seen.stats.warnings if also_seen else ())]
-        if seen and also_seen and (shared := also_seen.shared_with(seen)):
-            warnings.append(shared)
-        model = ir.load(job.imported / GRAPH)
-        if calibration is not None and seen is not None:
-            other = also_seen.stats if also_seen else None
-            warnings += scale_warning(model, Few(calibration, 8), seen.stats, other, job.threads)
+    model, warnings = ir.load(job.imported / GRAPH), list[str]()
+    if calibration is not None and imported.calibration is not None:
+        other = imported.evaluation.stats if imported.evaluation is not None else None
+        warnings = scale_warning(model, Few(calibration, 8), imported.calibration.stats, other, job.threads)
     graph = QuantizedGraph(model)
     with TemporaryDirectory(dir=job.out) as scratch:
         context = Context(
@@ -259,8 +269,6 @@ def run_passes(job: PassesJob) -> None:
                 ranges=dict(sorted(Counter(table.labels.values()).items())),
                 schemes=dict(sorted(Counter(table.schemes.values()).items())),
             ),
-            calibration=_seen(seen, calibration),
-            evaluation=_seen(also_seen, evaluation),
             parity=_labelled(parity, about_samples),
             float_top1=float_top1,
             warnings=(*warnings, *graph.warnings),

@@ -300,7 +300,7 @@ class _Run:
         warnings = (*source.warnings, *quantized.warnings)
         for text in warnings:
             events.warn(text)
-        seen = {"calibration": quantized.calibration, "evaluation": quantized.evaluation}
+        seen = {"calibration": source.calibration, "evaluation": source.evaluation}
         model = recipe.model
         path = model.onnx or model.exported
         return Report(
