@@ -143,7 +143,9 @@ def choose_ranges(
 ) -> tuple[dict[str, QuantParams], dict[str, Range], dict[str, str]]:
     """Grids, ranges and how they were found, for every tensor of the table; groups share theirs."""
     placement = subject.placement
-    names = (*placement.activations, *placement.range_only)
+    placed = (*placement.activations, *placement.range_only)
+    # Weights alone need no calibration: then inputs and outputs have no statistics, and no range.
+    names = [name for name in placed if name in statistics or name in subject.fixed]
     outputs = {value.name for value in subject.model.graph.outputs}
     grouped = {name: group for group in placement.groups for name in group}
     activations: dict[str, QuantParams] = {}
