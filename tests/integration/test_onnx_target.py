@@ -56,6 +56,7 @@ def test_every_segment_of_an_int8_file_is_within_one_step(
     assert not report.unmatched
     assert report.lsb_max is not None and report.lsb_max < 1.01
     assert len(report.segments) > 10
+    assert artifact.realised is not None and artifact.realised.unasked_float == ()
 
 
 @every_net
