@@ -17,6 +17,9 @@ It starts from the integer reference (``graph.qdq``) and changes only what leave
   same scale written once per channel: the same numbers, the same time, and nothing to rewrite.
 - Names stay: a tensor ``X`` of the table is ``X`` before rounding, ``X__q`` as integers, ``X__dq`` as read.
 
+On x86 without VNNI, ONNX Runtime's uint8 × int8 kernels saturate pairs of products at 16 bits; its session option
+``session.x64quantprecision = 1`` avoids that (and changes nothing elsewhere). No file can ask for it.
+
 Bytes are a function of the graph, the table and the options: no times, no versions, and one order.
 """
 
