@@ -117,7 +117,7 @@ def _register(graph: ir.Graph, node: ir.Node, array: Array) -> ir.Value:
     name = (node.outputs[0].name or "constant").removesuffix("__dq")
     while name in graph.initializers:
         name += "_"
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    tensor = ir.tensor(np.array(array, order="C"), name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
