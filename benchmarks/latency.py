@@ -124,7 +124,9 @@ def markdown(models: dict[str, data.TrainedModel], records: list[dict[str, Any]]
             word = "Met" if ratio[0] <= MOST else "**Not met**"
             notes.append(f"- {word}, {title}: {ratio[0]:.2f}× ONNX Runtime's own file; asked for at most {MOST}×.")
             if record["to_float"][0] >= 1:
-                notes.append(f"- INT8 is slower than float here, by {100 * (record['to_float'][0] - 1):.0f} %.")
+                notes.append(
+                    f"- {title}: INT8 is slower than float on this machine, by {100 * (record['to_float'][0] - 1):.0f} %."
+                )
     header = [
         "",
         "file",
