@@ -66,7 +66,7 @@ class Budget:
 
 BUDGETS: Mapping[Effort, Budget] = {
     "fast": Budget(64, 24, 0.5),
-    "default": Budget(140, 60, 1.0),
+    "default": Budget(200, 80, 1.0),
     "best": Budget(400, 160, 4.0),
 }
 FALLBACK = Setting("depthwise", "gptq", correct_bias=True, lattice=False, ranges="auto")
@@ -221,12 +221,13 @@ class Quantize(Pass):
         return with_entry(subject, samples, chosen, self.ranges)
 
     def _start(self, variants: Mapping[bool, Subject]) -> Setting:
-        asked = self.input_lattice is True and True in variants
+        # An input without rounding error is the better one unless held-back samples say otherwise.
+        lattice = self.input_lattice is not False and True in variants
         return Setting(
             FALLBACK.equalize if self.equalize == "auto" else self.equalize,
             FALLBACK.rounding if self.rounding == "auto" else self.rounding,
             FALLBACK.correct_bias if self.bias_correction == "auto" else self.bias_correction,
-            asked,
+            lattice,
             self.ranges,
         )
 
@@ -274,9 +275,7 @@ class Quantize(Pass):
     ) -> list[Alternative]:
         found: list[Alternative] = []
         if self.input_lattice == "auto" and True in variants:
-            found.append(Alternative("input lattice", "lattice", True))
-        if context.effort == "fast":
-            return found
+            found.append(Alternative("no input lattice", "lattice", False))
         if self.equalize == "auto":
             subject = variants[False]
             plans = {
@@ -284,8 +283,10 @@ class Quantize(Pass):
             }
             if plans["all"] != plans["depthwise"]:
                 found.append(Alternative("equalisation of all tensors where it pays", "equalize", "all"))
-            if plans["depthwise"]:
+            if plans["depthwise"] and context.effort != "fast":
                 found.append(Alternative("no equalisation", "equalize", "none"))
+        if context.effort == "fast":
+            return found
         if self.rounding == "auto":
             found.append(Alternative("rounding to nearest", "rounding", "nearest"))
         if self.bias_correction == "auto" and "int8" in variants[False].placement.schemes.values():
