@@ -125,7 +125,7 @@ def markdown(models: dict[str, data.TrainedModel], records: list[dict[str, Any]]
             notes.append(f"- {word}, {title}: {ratio[0]:.2f}× ONNX Runtime's own file; asked for at most {MOST}×.")
             if record["to_float"][0] >= 1:
                 notes.append(
-                    f"- {title}: INT8 is slower than float on this machine, by {100 * (record['to_float'][0] - 1):.0f} %."
+                    f"- {title}: INT8 is slower than float here, by {100 * (record['to_float'][0] - 1):.0f} %."
                 )
     header = [
         "",
