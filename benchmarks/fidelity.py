@@ -133,13 +133,15 @@ def main() -> None:
     arguments = parser.parse_args()
     models = data.trained_models()
     results = {}
-    for name in arguments.model or models:
+    names = arguments.model or list(models)
+    for name in names:
         print(f"fidelity: {models[name].title}", file=sys.stderr, flush=True)
         results[name] = measure(models[name], arguments.peer or list(peers.PEERS), ours=not arguments.only_peers)
         for row in results[name]:
             print("   ", {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()}, file=sys.stderr)
-    body = markdown(models, results, "python -m benchmarks.fidelity")
-    tables.publish("fidelity", body, results, write=arguments.write)
+        body = markdown(models, results, "python -m benchmarks.fidelity")
+        # After every model, so that what was measured stands even if a later one takes too long.
+        tables.publish("fidelity", body, results, write=arguments.write, show=name == names[-1])
 
 
 if __name__ == "__main__":

@@ -289,10 +289,11 @@ def main() -> None:
         print(f"nets_tflite: {name}", file=sys.stderr, flush=True)
         records.append(measure(name, folder, arguments.rounds))
         print("   ", records[-1], file=sys.stderr)
+        body = markdown(records, "python -m benchmarks.nets_tflite")
+        # After every net, so that what was measured stands even if a later one takes too long.
+        tables.publish("nets_tflite", body, records, write=arguments.write, show=name == names[-1])
     if not records:
         raise place.CannotRunError("the LiteRT peers made no file of any net")
-    body = markdown(records, "python -m benchmarks.nets_tflite")
-    tables.publish("nets_tflite", body, records, write=arguments.write)
 
 
 if __name__ == "__main__":

@@ -60,13 +60,14 @@ def replace_section(text: str, name: str, body: str) -> str:
     return f"{before}{begin}\n\n{body.strip()}\n\n{end}{after}"
 
 
-def publish(name: str, body: str, record: Any, *, write: bool) -> None:
-    """Print the Markdown; keep the numbers; with `write` put the Markdown into README.md."""
+def publish(name: str, body: str, record: Any, *, write: bool, show: bool = True) -> None:
+    """Keep numbers and Markdown in the work folder; `write` puts the Markdown into README.md, `show` prints it."""
     folder = place.work() / "results"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1, default=str))
     (folder / f"{name}.md").write_text(body + "\n")
-    print(body)
     if write:
         README.write_text(replace_section(README.read_text(), name, body))
         print(f"written to {README.relative_to(place.REPOSITORY)}", file=sys.stderr)
+    if show:
+        print(body)
