@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test venv lint types floors tests clean
+.PHONY: demo test venv lint types floors tests bench peers clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -32,6 +32,13 @@ floors: $(VENV)/.dev
 
 tests: $(VENV)/.dev
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+# Speed and fidelity beside the peers: benchmarks/README.md. The LiteRT peers' environment is 3 GB and made only by `peers`.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+peers: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.peer_environment
 
 # A stamp is written when its install is complete; without it the install runs again.
 $(BIN)/python:
