@@ -221,7 +221,7 @@ class Quantize(Pass):
         return with_entry(subject, samples, chosen, self.ranges)
 
     def _start(self, variants: Mapping[bool, Subject]) -> Setting:
-        # An input without rounding error is the better one unless held-back samples say otherwise.
+        # An input without rounding error is the better one; whether by enough to pay for it is tried.
         lattice = self.input_lattice is not False and True in variants
         return Setting(
             FALLBACK.equalize if self.equalize == "auto" else self.equalize,
@@ -275,7 +275,7 @@ class Quantize(Pass):
     ) -> list[Alternative]:
         found: list[Alternative] = []
         if self.input_lattice == "auto" and True in variants:
-            found.append(Alternative("no input lattice", "lattice", False))
+            found.append(Alternative("no input lattice", "lattice", False, cheaper=True))
         if self.equalize == "auto":
             subject = variants[False]
             plans = {

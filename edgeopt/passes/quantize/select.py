@@ -57,11 +57,16 @@ def divide(carried: int, most_fitted: int) -> Division:
 
 @dataclass(frozen=True)
 class Alternative:
-    """Something else than the default: what it is in words, the field of ``Setting``, and the value."""
+    """Something else than the default: what it is in words, the field of ``Setting``, and the value.
+
+    ``cheaper``: the default costs time at every inference, so it must be worth it: without a loss of more than
+    ``WORTH_DB`` the alternative is taken.
+    """
 
     what: str
     field: str
     value: Any
+    cheaper: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +129,19 @@ def select(
         other = replace(best, **{one.field: one.value})
         other_score = score(other)
         gain, deviation = other_score.gain_db(best_score)
-        kept = gain > max(WORTH_DB, SURE * deviation)
+        kept = gain > -WORTH_DB if one.cheaper else gain > max(WORTH_DB, SURE * deviation)
+        rule = (
+            f"fewer operations, so kept unless it loses {WORTH_DB} dB"
+            if one.cheaper
+            else f"kept above {WORTH_DB} dB and {SURE} standard errors"
+        )
         record.append(
             Kept(
                 what=one.what,
                 brought_db=round(gain, 2),
                 kept=kept,
                 why=f"{other_score.db():.2f} dB against {best_score.db():.2f} on {held} held-back samples, "
-                f"± {deviation:.2f}; kept above {WORTH_DB} dB and {SURE} standard errors",
+                f"± {deviation:.2f}; {rule}",
             )
         )
         if kept:
