@@ -85,7 +85,8 @@ def test_accuracy_stays(report, name):
 def test_all_weighted_operators_are_int8(report, name):
     realised = report["targets"][name]["realised"]
     assert sum(realised["int8_ops"].values()) >= 12  # eleven convolutions and the classifier
-    assert not realised["float_ops"]
+    # Levels of the input, where held-back images kept them, are one float multiplication and addition; nothing else is.
+    assert all(op.lower() in ("mul", "add") and count == 1 for op, count in realised["float_ops"].items())
     assert not realised["unasked_float"]
     assert not realised["leftovers"]
 
