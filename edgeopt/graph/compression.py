@@ -36,7 +36,7 @@ class Palette:
 
     @property
     def bits(self) -> int:
-        return int(len(self.values)).bit_length() - 1
+        return len(self.values).bit_length() - 1
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         found: npt.NDArray[np.float32] = self.values[self.indices]

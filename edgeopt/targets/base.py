@@ -35,7 +35,7 @@ class Target(Frozen, ABC):
                 hint=f"Ask for another scheme, or convert to other targets (--target) with {scheme}.",
             )
 
-    def check(self, model: ir.Model) -> None:  # noqa: B027 - most formats have an answer for every operator
+    def check(self, model: ir.Model) -> None:
         """Refuse a canonical graph that the format cannot be given, before any pass runs: UnsupportedOperator."""
 
     @abstractmethod

@@ -5,8 +5,10 @@ Source: the availability that coremltools' MIL operator sets state (``converters
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -75,20 +77,28 @@ def refuse_missing(minimum: str, schemes: Iterable[SchemeName]) -> None:
             )
 
 
-def target_of(minimum: str) -> object:
-    """coremltools' deployment target.
+def refuse_unknown(minimum: str) -> None:
+    """Refuse a deployment target that the coremltools which is installed does not know, without importing it.
 
     Raises:
-        UsageError: the coremltools that is installed does not know it.
+        UsageError: with the newest that it knows.
     """
+    spec = importlib.util.find_spec("coremltools")
+    if spec is None or spec.origin is None:
+        return  # that it is missing is said where it is needed
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    known = sorted({int(release) for release in re.findall(r"_SPECIFICATION_VERSION_IOS_(\d+)\b", text)})
+    if known and number(minimum) not in known:
+        raise UsageError(
+            f"the coremltools that is installed does not know {minimum}; its newest is iOS{known[-1]}",
+            where="targets.coreml.minimum",
+            hint=f"Ask for one of {', '.join(f'iOS{release}' for release in known if release >= number(OLDEST))}.",
+        )
+
+
+def target_of(minimum: str) -> object:
+    """coremltools' deployment target; one that it does not know was refused before (``refuse_unknown``)."""
     import coremltools
 
-    found = getattr(coremltools.target, minimum, None)
-    if found is None:
-        newest = max((str(t.name) for t in coremltools.target if t.name.startswith("iOS")), key=number)
-        raise UsageError(
-            f"coremltools {coremltools.__version__} does not know {minimum}; its newest is {newest}",
-            where="targets.coreml.minimum",
-            hint=f"Ask for {newest} or an earlier one, or upgrade coremltools.",
-        )
+    found: object = getattr(coremltools.target, minimum)
     return found

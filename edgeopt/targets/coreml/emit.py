@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt.errors import TargetError, UnsupportedOperator
-from edgeopt.graph.model import constant, place, shape
+from edgeopt.graph.model import constant, place
 
 Array = npt.NDArray[Any]
 

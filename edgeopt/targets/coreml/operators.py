@@ -18,7 +18,6 @@ from edgeopt.targets.coreml import weighted as wt
 from edgeopt.targets.coreml.deployment import OLDEST, number
 from edgeopt.targets.coreml.emit import MOST_AXES, SMALLEST_HALF, Emitter
 
-
 Precision = Callable[[ir.Node], bool]
 """Whether a node computes in float16."""
 

@@ -165,7 +165,7 @@ def _placeholder(e: Emitter, value: ir.Value, interface: Interface) -> Any:
 
 
 def _from_pixels(e: Emitter, value: ir.Value, pixels: Pixels, half: Callable[[ir.Node], bool]) -> Any:
-    """``scale · pixels + bias``, in the precision of the first node that reads it."""
+    """``scale · pixels + bias``, in the precision of the first node that reads it; named as coremltools names it."""
     reader = next((use.node for use in value.uses()), None)
     e.node = reader
     x, wide = e.vars[value], (1, -1, 1, 1)
@@ -173,9 +173,9 @@ def _from_pixels(e: Emitter, value: ir.Value, pixels: Pixels, half: Callable[[ir
         x = e.mb.cast(x=x, dtype="fp16", name=e.temporary("pixels"))
     scale, bias = (np.asarray(numbers, np.float32).reshape(wide) for numbers in (pixels.scale, pixels.bias))
     if (scale != 1).any():
-        x = e.mb.mul(x=x, y=e.array(scale, "scale of pixels"), name=e.temporary("scaled_pixels"))
+        x = e.mb.mul(x=x, y=e.array(scale, "scale of pixels"), name=f"{e.vars[value].name}__scaled__")
     if bias.any():
-        x = e.mb.add(x=x, y=e.array(bias, "bias of pixels"), name=e.temporary("normalized_pixels"))
+        x = e.mb.add(x=x, y=e.array(bias, "bias of pixels"), name=f"{e.vars[value].name}__biased__")
     e.node = None
     return x
 

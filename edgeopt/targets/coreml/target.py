@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -11,7 +12,7 @@ import onnx_ir as ir
 from pydantic import Field, model_validator
 
 from edgeopt import digest
-from edgeopt.errors import UsageError
+from edgeopt.errors import MissingPackage, UsageError
 from edgeopt.graph.constraints import Constraints
 from edgeopt.graph.model import serialise, shape
 from edgeopt.graph.placement import WEIGHTED
@@ -19,7 +20,7 @@ from edgeopt.graph.qdq import to_qdq
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
 from edgeopt.targets.base import Target
 from edgeopt.targets.coreml import operators, package, realise
-from edgeopt.targets.coreml.deployment import Minimum, lowest_for, refuse_missing
+from edgeopt.targets.coreml.deployment import OLDEST, Minimum, lowest_for, refuse_missing, refuse_unknown
 from edgeopt.targets.coreml.program import Built, Interface, build, quiet
 from edgeopt.targets.coreml.weights import SMALLEST_SCALE_HALF
 from edgeopt.types import (
@@ -85,14 +86,14 @@ class CoremlTarget(Target):
         """Also refuses a scheme that the asked deployment target cannot hold, with the lowest that can."""
         super().check_schemes(schemes)
         if self.minimum is not None:
+            refuse_unknown(self.minimum)
             refuse_missing(self.minimum, sorted(schemes))
-            with quiet():
-                from edgeopt.targets.coreml.deployment import target_of
-
-                target_of(self.minimum)
 
     def check(self, model: ir.Model) -> None:
-        operators.check(model.graph, self.minimum or "iOS15")
+        """Also says that coremltools is missing: MissingPackage."""
+        if importlib.util.find_spec("coremltools") is None:
+            raise MissingPackage("coremltools", "coreml", "the target coreml")
+        operators.check(model.graph, self.minimum or OLDEST)
 
     def lower(
         self,
@@ -244,9 +245,7 @@ def _signature(model: ir.Model, built: Built, interface: Interface) -> Signature
     return Signature(inputs=tuple(map(spec, model.graph.inputs)), outputs=tuple(map(spec, model.graph.outputs)))
 
 
-def _add_metadata(
-    built: Built, graph: QuantizedGraph, preprocess: Preprocess | None, labels: tuple[str, ...]
-) -> None:
+def _add_metadata(built: Built, graph: QuantizedGraph, preprocess: Preprocess | None, labels: tuple[str, ...]) -> None:
     metadata = built.spec.description.metadata
     metadata.Clear()
     metadata.shortDescription = "Written by edgeopt"

@@ -10,7 +10,6 @@ import onnx_ir as ir
 from edgeopt.graph.model import present, shape
 from edgeopt.targets.coreml.emit import Array, Emitter
 
-
 WITH_WEIGHTS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 

@@ -1,7 +1,7 @@
 """Compressed weights: constants that the runtime, or its compiler, makes floats of.
 
-From iOS16 on there are ``constexpr_affine_dequantize`` and ``constexpr_lut_to_dense`` with packed indices, from iOS18 on
-``constexpr_blockwise_shift_scale`` and a ``constexpr_lut_to_dense`` with typed ones.
+From iOS16 on there are ``constexpr_affine_dequantize`` and ``constexpr_lut_to_dense`` with packed indices; from iOS18
+on ``constexpr_blockwise_shift_scale`` and a ``constexpr_lut_to_dense`` with typed ones.
 """
 
 from __future__ import annotations
