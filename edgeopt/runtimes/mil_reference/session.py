@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +191,22 @@ class Session:
                     if last_reader[name] == index and name not in wanted:
                         made.pop(name, None)
         return {name: self._given_out(name, made, given) for name in wanted}
+
+    def expose(self, names: Iterable[str], *, as_inputs: bool = False) -> None:
+        """Make inner variables outputs, and inputs too: those may be fed, and are computed where they are not."""
+        found = {name: self.info(name) for name in names}
+        self.outputs = {**self.outputs, **found}
+        if as_inputs:
+            self.inputs = {**self.inputs, **found}
+
+    def variables(self) -> tuple[str, ...]:
+        """Every tensor that an operator makes, in program order; without constants and labels."""
+        return tuple(
+            output.name
+            for operation in self._function.block.operations
+            for output in operation.outputs
+            if output.name in self._steps and self._is_array(output.name)
+        )
 
     def pixel_scaling(self, name: str) -> tuple[Array, Array] | None:
         """``scale`` and ``bias`` per channel, (1, C, 1, 1), that the program applies to an image input's pixels.
