@@ -73,13 +73,6 @@ class Realised(Frozen):
     """Weighted operators that were asked in int8 and are float in the file: the artifact has failed."""
 
 
-class Pixels(Frozen):
-    """An image input: per channel ``input = scale · pixels + bias``, pixels 0–255."""
-
-    scale: tuple[float, ...]
-    bias: tuple[float, ...]
-
-
 class Artifact(Frozen):
     """One built file (or folder) of one target."""
 
@@ -98,8 +91,6 @@ class Artifact(Frozen):
     realised: Realised | None = None
     float_dtype: Literal["float32", "float16"] = "float32"
     """What the file's float parts compute in, where the scheme leaves that to the target."""
-    pixels: dict[str, Pixels] = {}
-    """Inputs (source's name) that take an image's pixels, and how the file makes the model's input of them."""
 
 
 class Kept(Frozen):

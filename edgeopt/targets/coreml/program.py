@@ -21,10 +21,17 @@ from edgeopt.graph.quantization import Quantization
 from edgeopt.targets.coreml import operators, weights
 from edgeopt.targets.coreml.deployment import number, target_of
 from edgeopt.targets.coreml.emit import Emitter, Names
-from edgeopt.types import Pixels
 
 CLASS_LABEL = "classLabel"
 """Name of a classifier's answer, as coremltools gives it by default."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How an image becomes the model's input: per channel ``scale · pixels + bias``, pixels 0–255."""
+
+    scale: tuple[float, ...]
+    bias: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -173,9 +180,11 @@ def _from_pixels(e: Emitter, value: ir.Value, pixels: Pixels, half: Callable[[ir
         x = e.mb.cast(x=x, dtype="fp16", name=e.temporary("pixels"))
     scale, bias = (np.asarray(numbers, np.float32).reshape(wide) for numbers in (pixels.scale, pixels.bias))
     if (scale != 1).any():
-        x = e.mb.mul(x=x, y=e.array(scale, "scale of pixels"), name=f"{e.vars[value].name}__scaled__")
+        factor = e.mb.const(val=e.array(scale, "scale of pixels"), name=e.temporary("pixel_scale"))
+        x = e.mb.mul(x=x, y=factor, name=f"{e.vars[value].name}__scaled__")
     if bias.any():
-        x = e.mb.add(x=x, y=e.array(bias, "bias of pixels"), name=f"{e.vars[value].name}__biased__")
+        offset = e.mb.const(val=e.array(bias, "bias of pixels"), name=e.temporary("pixel_bias"))
+        x = e.mb.add(x=x, y=offset, name=f"{e.vars[value].name}__biased__")
     e.node = None
     return x
 

@@ -21,11 +21,10 @@ from edgeopt.graph.quantization import Quantization, QuantizedGraph
 from edgeopt.targets.base import Target
 from edgeopt.targets.coreml import operators, package, realise
 from edgeopt.targets.coreml.deployment import OLDEST, Minimum, lowest_for, refuse_missing, refuse_unknown
-from edgeopt.targets.coreml.program import Built, Interface, build, quiet
+from edgeopt.targets.coreml.program import Built, Interface, Pixels, build, quiet
 from edgeopt.targets.coreml.weights import SMALLEST_SCALE_HALF
 from edgeopt.types import (
     Artifact,
-    Pixels,
     Preprocess,
     Realised,
     SchemeName,
@@ -133,7 +132,6 @@ class CoremlTarget(Target):
             preprocess=preprocess,
             realised=self.realised(path, graph),
             float_dtype="float16" if self._default_half(graph) else "float32",
-            pixels=dict(interface.pixels),
         )
 
     def realised(self, path: Path, graph: QuantizedGraph) -> Realised:
