@@ -1,1 +1,5 @@
-"""The Core ML target: a float graph and its table of scales, written as an ML program through the MIL builder."""
+"""Core ML: an ML program from graph and table through the MIL builder, without a second PyTorch conversion."""
+
+from edgeopt.targets.coreml.target import CoremlTarget
+
+__all__ = ["CoremlTarget"]

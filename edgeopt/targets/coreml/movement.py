@@ -151,6 +151,8 @@ def check_pad(node: ir.Node) -> str | None:
     pads = _constant_input(node, 1)
     if pads is None:
         return "pads that are computed"
+    if mode == "wrap":
+        return None if (pads >= 0).all() else "mode wrap with negative pads"
     if mode not in MODES:
         return f"mode {mode}"
     half = len(pads) // 2
@@ -166,8 +168,11 @@ def pad(e: Emitter, node: ir.Node) -> None:
     """Negative pads cut off; what is left is padded."""
     pads = _constant_input(node, 1)
     assert pads is not None
-    mode = MODES[node.attributes.get_string("mode", "constant")]
     x, rank = e.var(node.inputs[0]), len(shape(node.inputs[0]))
+    if node.attributes.get_string("mode", "constant") == "wrap":
+        e.write(node, _wrapped(e, node, x, [(int(pads[axis]), int(pads[rank + axis])) for axis in range(rank)]))
+        return
+    mode = MODES[node.attributes.get_string("mode", "constant")]
     value = _constant_input(node, 2)
     cut = {
         axis: (max(0, -int(pads[axis])), shape(node.inputs[0])[axis] - max(0, -int(pads[rank + axis])), 1)
@@ -184,3 +189,17 @@ def pad(e: Emitter, node: ir.Node) -> None:
         sizes = sizes[-4:] if rank > 1 else sizes
     fill = e.number(0.0 if value is None else float(value.reshape(())))
     e.write(node, e.mb.pad(x=x, pad=sizes, mode=mode, constant_val=fill, name=e.name(node)))
+
+
+def _wrapped(e: Emitter, node: ir.Node, x: Any, pads: list[tuple[int, int]]) -> Any:
+    """The other end of an axis in front and behind, for which MIL has no mode."""
+    for axis, (before, behind) in enumerate(pads):
+        size = x.shape[axis]
+        parts = [x]
+        if before:
+            parts.insert(0, _between(e, x, {axis: (size - before, size, 1)}, e.temporary("end")))
+        if behind:
+            parts.append(_between(e, x, {axis: (0, behind, 1)}, e.temporary("start")))
+        if len(parts) > 1:
+            x = e.mb.concat(values=parts, axis=axis, name=e.temporary("wrapped"))
+    return e.mb.identity(x=x, name=e.name(node))

@@ -142,7 +142,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     "Atan": Lowering(el.unary("atan")),
     "Sinh": Lowering(el.unary("sinh")),
     "Cosh": Lowering(el.unary("cosh")),
-    "Atanh": Lowering(el.unary("atanh", epsilon=0.0)),
+    "Atanh": Lowering(el.unary("atanh")),
     "Reciprocal": Lowering(el.reciprocal),
     "Cast": Lowering(el.cast, el.check_cast),
     "Identity": Lowering(el.same),
