@@ -50,7 +50,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(VENV)/.demo
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[torch]'
+	$(BIN)/python -m pip install --quiet --editable '.[torch,coreml]'
 	touch $@
 
 clean:

@@ -6,9 +6,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SchemeName = Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-weights"]
+SchemeName = Literal[
+    "fp32", "fp16", "int8", "int8-dynamic", "int8-weights",
+    "int4-weights", "palette4-weights", "palette6-weights", "palette8-weights",
+]  # fmt: skip
 """``fp32``; ``fp16``; ``int8`` static, weights and activations; ``int8-dynamic`` int8 weights, activations quantized
-at run time; ``int8-weights`` int8 weights, float arithmetic."""
+at run time; ``int8-weights`` int8 weights, float arithmetic; ``int4-weights`` the same with 4 bits and a scale per
+block; ``palette4-weights`` (6, 8) weights as 4-bit (6, 8) indices into a palette. Not every target has every scheme."""
 
 Effort = Literal["fast", "default", "best"]
 Layout = Literal["nchw", "nhwc"]
@@ -85,6 +89,8 @@ class Artifact(Frozen):
     """Source input or output name → name in the artifact, where they differ."""
     preprocess: Preprocess | None = None
     realised: Realised | None = None
+    float_dtype: Literal["float32", "float16"] = "float32"
+    """What the file's float parts compute in, where the scheme leaves that to the target."""
 
 
 class Kept(Frozen):

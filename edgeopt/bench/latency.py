@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -21,6 +22,10 @@ Array = npt.NDArray[Any]
 WARM_UP = 5
 """Runs before the clock counts: the first ones allocate and pack weights."""
 BOOTSTRAPS = 1000
+RUNTIMES: Mapping[str, Literal["onnxruntime", "tflite", "coreml"]] = {
+    ".onnx": "onnxruntime", ".tflite": "tflite", ".mlpackage": "coreml",
+}  # fmt: skip
+"""Suffix of a model → what runs it."""
 
 
 class LatencyMs(Frozen):
@@ -52,7 +57,7 @@ class BenchResult(Frozen):
 
     model: str
     device: str = "host"
-    runtime: Literal["onnxruntime", "tflite"]
+    runtime: Literal["onnxruntime", "tflite", "coreml"]
     compute_unit: Literal["cpu"] = "cpu"
     threads: int
     kind: Kind = "measured"
@@ -66,7 +71,7 @@ def measure(
     """Run each model in turn until each had its share of time.
 
     Args:
-        models: name → ``.onnx`` or ``.tflite`` file.
+        models: name → ``.onnx`` or ``.tflite`` file; on macOS also an ``.mlpackage``.
         threads: of the runtime.
         seconds: measured time per model; at least 20 and at most 500 runs each.
         seed: of the input values.
@@ -92,7 +97,7 @@ def measure(
     return {
         name: BenchResult(
             model=str(models[name]),
-            runtime="tflite" if models[name].suffix == ".tflite" else "onnxruntime",
+            runtime=RUNTIMES[models[name].suffix],
             threads=threads,
             latency_ms=summarise(np.array(values), seed),
             conditions=Conditions(
@@ -106,6 +111,11 @@ def measure(
         )
         for name, values in times.items()
     }
+
+
+def runs_here(path: Path) -> bool:
+    """Whether this machine has a runtime whose time says something: Core ML has its own on macOS only."""
+    return path.suffix in (".onnx", ".tflite") or (path.suffix == ".mlpackage" and sys.platform == "darwin")
 
 
 def summarise(times_ms: npt.NDArray[np.float64], seed: int = 0) -> LatencyMs:
@@ -151,6 +161,12 @@ def _open(path: Path, threads: int, seed: int, stack: ExitStack) -> tuple[Callab
                 for name, (dtype, shape) in session.inputs.items()
             }
             return (lambda: session.run(feed)), f"onnxruntime {onnxruntime.version()}"
+        if path.suffix == ".mlpackage" and sys.platform == "darwin":
+            from edgeopt.runtimes import coreml
+
+            program = stack.enter_context(coreml.Session(path))
+            given = {name: values(info.dtype, info.shape) for name, info in program.inputs.items()}
+            return (lambda: program.run(given)), f"Core ML, {coreml.version()}"
     except ValueError as error:
         raise ModelError(f"cannot be run: {' '.join(str(error).split())[:300]}", where=str(path)) from error
     raise ModelError("is neither .onnx nor .tflite", where=str(path), hint="Convert it first: edgeopt convert")

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 RECIPES = frozenset({".yaml", ".yml"})
 DEFAULT_TARGETS = "onnx,tflite"
-SCHEMES = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights")
+SCHEMES = (
+    "fp32", "fp16", "int8", "int8-dynamic", "int8-weights",
+    "int4-weights", "palette4-weights", "palette6-weights", "palette8-weights",
+)  # fmt: skip
 
 EXAMPLES = """\b
 Examples:

@@ -36,7 +36,10 @@ LIMIT_S = 3600
 def command(
     *, reference: Path, candidate: Path, data: str, limit: int, trust: bool, json_wanted: bool, **options: Any
 ) -> int:
-    """Compare CANDIDATE with REFERENCE: each an .onnx, a .tflite, a .pt2, or a recipe, whose source model is meant.
+    """Compare CANDIDATE with REFERENCE: each an .onnx, a .tflite, an .mlpackage, a .pt2, or a recipe, whose source
+    model is meant.
+
+    An .mlpackage runs by the semantics of its format (MIL reference), which says nothing of a device's arithmetic.
 
     Outputs are compared as real numbers in the reference's layout.
     """

@@ -24,6 +24,7 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
+from edgeopt.graph.compression import COMPRESSED
 from edgeopt.graph.constraints import Constraints, FixedOutput
 from edgeopt.types import SchemeName
 
@@ -179,6 +180,8 @@ def _realised_scheme(node: ir.Node, asked: SchemeName, is_int8: bool) -> SchemeN
         # No runtime quantizes the input of a transposed or depthwise convolution at run time.
         static_only = node.op_type == "ConvTranspose" or node.attributes.get_int("group", 1) != 1
         return "int8-weights" if static_only else asked
+    if asked in COMPRESSED:
+        return asked if node.op_type in WEIGHTED else "fp32"
     return asked
 
 

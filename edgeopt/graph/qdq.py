@@ -12,11 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgeopt.graph.compression import COMPRESSED
 from edgeopt.graph.placement import WEIGHTED, activation_inputs
 from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantParams
 
 INTEGERS_SUFFIX = "__q"
 """Name of a tensor's integers in the Q/DQ graph: the tensor's own name and this."""
+DEQUANTIZED_SUFFIX = "__dq"
+"""Name of what the integers, or a compressed weight, stand for."""
 
 Array = npt.NDArray[Any]
 
@@ -48,6 +51,8 @@ def to_qdq(
     for node in list(model.graph):
         if table.scheme(node) in ("int8", "int8-weights", "int8-dynamic") and node.op_type in WEIGHTED:
             writer.write_weight(node, fold_weights)
+        elif table.scheme(node) in COMPRESSED and node.op_type in WEIGHTED:
+            writer.decompress_weight(node)
         elif table.scheme(node) == "fp16" and node.op_type in WEIGHTED:
             writer.halve_weight(node)
     exposed = writer.write_activations()
@@ -86,6 +91,13 @@ class _Writer:
         else:
             stored = self._constant(bias.name + INTEGERS_SUFFIX, integers_of_bias.astype(np.int32))
             node.replace_input_with(2, self._dequantize(node, bias, stored, params, params.zero_point))
+
+    def decompress_weight(self, node: ir.Node) -> None:
+        """A palette's or a block's values: ONNX has no operator for these, so they are always written as numbers."""
+        value = node.inputs[1]
+        if value is None or value.name is None or (stored := self._table.compressed.get(value.name)) is None:
+            raise ValueError(f"node {node.name} is {self._table.scheme(node)} and its weight is not in the table")
+        node.replace_input_with(1, self._constant(value.name + DEQUANTIZED_SUFFIX, stored.dequantize()))
 
     def halve_weight(self, node: ir.Node) -> None:
         """The weight of an ``fp16`` node rounded to float16: what that scheme stores, in every target."""

@@ -14,6 +14,7 @@ What the table means for execution (every target and the integer reference follo
   through the grid; float consumers read the float tensor.
 - ``int8-weights``: weight from ``weights`` (dequantized), everything else float. ``int8-dynamic``: the same, and the
   runtime quantizes the activation input when it runs.
+- ``int4-weights`` and palettes: weight from ``compressed`` (decompressed), everything else float.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgeopt.graph.compression import Blocks, Palette
 from edgeopt.types import Kept, SchemeName
 
 INT8_MIN, INT8_MAX = -128, 127
@@ -151,6 +153,7 @@ class Quantization:
     ranges: Mapping[str, Range] = field(default_factory=dict)
     schemes: Mapping[str, SchemeName] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    compressed: Mapping[str, Palette | Blocks] = field(default_factory=dict)
 
     def scheme(self, node: ir.Node) -> SchemeName:
         return self.schemes.get(node.name or "", "fp32")
@@ -164,6 +167,11 @@ class Quantization:
             arrays[f"w/q/{name}"], arrays[f"w/s/{name}"] = weight.integers, weight.params.scale
         for name, bias in self.biases.items():
             arrays[f"b/{name}"] = bias
+        for name, stored in self.compressed.items():
+            if isinstance(stored, Palette):
+                arrays[f"p/i/{name}"], arrays[f"p/v/{name}"] = stored.indices, stored.values
+            else:
+                arrays[f"4/q/{name}"], arrays[f"4/s/{name}"] = stored.integers, stored.scale
         text = {
             "axes": {name: weight.params.axis for name, weight in self.weights.items()},
             "ranges": {name: [r.low, r.high] for name, r in self.ranges.items()},
@@ -191,6 +199,8 @@ class Quantization:
                 ranges={n: Range(*r) for n, r in text["ranges"].items()},
                 schemes=text["schemes"],
                 labels=text["labels"],
+                compressed={n[4:]: Palette(stored[n], stored["p/v/" + n[4:]]) for n in names if n[:4] == "p/i/"}
+                | {n[4:]: Blocks(stored[n], stored["4/s/" + n[4:]]) for n in names if n[:4] == "4/q/"},
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeopt.errors import ModelError, TargetError
+from edgeopt.errors import MissingPackage, ModelError, TargetError
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import tflite as tflite_format
 from edgeopt.graph.quantization import Quantization
@@ -19,6 +20,9 @@ from edgeopt.parity.runners import Feed, FileRunner, bind_ports
 from edgeopt.types import Artifact
 
 Array = npt.NDArray[Any]
+
+TENSORS = "edgeopt.tensors"
+"""Metadata of an ML program: tensor of the table → variables of its integers and of what they stand for."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,19 @@ class CutFile:
         return port.scale if port is not None else None
 
 
+@dataclass(frozen=True)
+class ProgramCut:
+    """Where an ML program is cut: its session computes what is asked for also where it is fed, so nothing is rewritten.
+
+    Args:
+        produced: tensor of the table → the variable of its integers.
+        consumed: the same.
+    """
+
+    produced: Mapping[str, str]
+    consumed: Mapping[str, str]
+
+
 @contextmanager
 def open_cut(
     path: Path, artifact: Artifact, names: Sequence[str], *, threads: int = 1, accelerated: bool = True
@@ -83,11 +100,12 @@ def open_cut(
     """Cut the file at the tensors ``names`` of the table, and load the result on the file's own runtime.
 
     Raises:
-        ModelError: neither an ONNX nor a TFLite file.
+        ModelError: no ONNX file, TFLite file or ML program.
+        MissingPackage: coremltools, which reading an ``.mlpackage`` needs.
         TargetError: the runtime refuses the cut file.
     """
     layouts: dict[str, tflite_format.Layout] = {}
-    cut: onnx_format.Cut | tflite_format.Cut
+    cut: onnx_format.Cut | tflite_format.Cut | ProgramCut
     session: Any
     try:
         if path.suffix == ".onnx":
@@ -102,12 +120,21 @@ def open_cut(
             cut = tflite_format.cut(model, names)
             layouts = _layouts(model, names)
             session = litert.Session(cut.data, threads=threads, delegate=accelerated)
+        elif path.suffix == ".mlpackage":
+            from edgeopt.runtimes import mil_reference
+
+            session = mil_reference.Session(path, threads=threads)
+            cut = _cut_program(session, names)
         else:
             raise ModelError(f"cannot cut '{path.suffix or path.name}' files", where=str(path))
     except ValueError as error:
         raise TargetError(
             f"the runtime refuses the file when it is cut into segments: {error}", where=str(path)
         ) from error
+    except ImportError as error:
+        if error.name != "coremltools":
+            raise
+        raise MissingPackage("coremltools", "coreml", "running an .mlpackage") from error
     inputs, outputs = bind_ports(path, session, artifact)
     consumed, produced = set(cut.consumed.values()), set(cut.produced.values())
     runner = FileRunner(
@@ -118,6 +145,15 @@ def open_cut(
     )
     with session:
         yield CutFile(runner, session, cut.produced, cut.consumed, layouts)
+
+
+def _cut_program(session: Any, names: Sequence[str]) -> ProgramCut:
+    """The session's program, cut at the variables that the package's metadata gives for the table's tensors."""
+    told = json.loads(session.package.metadata.user_defined.get(TENSORS, "{}"))
+    made = frozenset(session.variables())
+    variables = {name: told[name][0] for name in names if name in told and told[name][0] in made}
+    session.expose(variables.values(), as_inputs=True)
+    return ProgramCut(variables, variables)
 
 
 def _layouts(model: tflite_format.Model, names: Sequence[str]) -> dict[str, tflite_format.Layout]:

@@ -187,6 +187,7 @@ def check_artifact(
     table = graph.quantization or Quantization()
     schemes = set(table.schemes.values())
     quantized = any(scheme.startswith("int8") for scheme in schemes)
+    half = "fp16" in schemes or artifact.float_dtype == "float16"
     accumulators = {value.name or "": Accumulator() for value in graph.model.graph.outputs}
     count = 0
     with ExitStack() as stack:
@@ -233,12 +234,12 @@ def check_artifact(
     }
     report = level_report("L2", f"{count} samples, {runner.label}", count, accumulators, **more)
     if not quantized:
-        limit = FP16_REL if "fp16" in schemes else FLOAT_REL
+        limit = FP16_REL if half else FLOAT_REL
         value = limit.value if tolerance is None else tolerance
         above = _above("output", accumulators, value, limit.reason)
         # A deep network can amplify the rounding of the weights beyond that: then the reference, which has the same
         # weights, says how much is theirs.
-        if "fp16" not in schemes or reference is None or _below_reference(report, reference, end_to_end_db):
+        if not half or reference is None or _below_reference(report, reference, end_to_end_db):
             failures += above
     elif reference is not None and "int8-dynamic" not in schemes:
         failures += _below_reference(report, reference, end_to_end_db)
@@ -250,7 +251,7 @@ def check_artifact(
     located: dict[str, Any] = {"located": first_failing_segment(report)}
     if not table.activations and (localize or failures):
         errors = float_errors(graph, artifact, path, kept, threads=threads)
-        best = ROUNDING_DB if "fp16" not in schemes else FP16_DB
+        best = FP16_DB if half else ROUNDING_DB
         located = {"located": errors.locate("L2", best), "tensors_db": errors.sqnr_db()}
     return report.model_copy(update={"failures": tuple(failures), **located})
 
@@ -293,6 +294,7 @@ class Segments:
         exposed = [value.name or "" for value in model.graph.outputs if (value.name or "").endswith(INTEGERS_SUFFIX)]
         self._tensors = [name.removesuffix(INTEGERS_SUFFIX) for name in exposed]
         self._ends = _Ends(graph.model, self._table, frozenset(self._tensors))
+        self._float: Kind = "float16" if artifact.float_dtype == "float16" else "float32"
         self._stack = ExitStack()
         self._reference = self._stack.enter_context(onnxruntime.Session(_bytes(model), threads=threads, optimize=False))
         opened = open_cut(path, artifact, self._tensors, threads=threads, accelerated=accelerated)
@@ -337,8 +339,8 @@ class Segments:
         for name, accumulator in self._accumulators.items():
             parity = accumulator.result()
             node, kind = self._ends.of(name)
-            if kind == "int8" and parity.within_one_step is None:
-                kind = "float32"
+            if kind == "float32" or (kind == "int8" and parity.within_one_step is None):
+                kind = self._float
             failure: str | None = None
             what = f"segment that ends in '{name}' (node {node})"
             if kind == "dynamic":

@@ -141,6 +141,13 @@ def float_errors(
         found = {value.name: value for node in model.graph for value in node.outputs}
         names = [name for name in names if name in found and found[name].dtype is not None and _is_float(found[name])]
         session = onnxruntime.Session(_exposed(model, names), threads=threads)
+    elif path.suffix == ".mlpackage":
+        from edgeopt.runtimes import mil_reference
+
+        session = mil_reference.Session(path, threads=threads)
+        known = {name for name in session.variables() if session.info(name).dtype in ("float16", "float32")}
+        names = [name for name in names if name in known]
+        session.expose(names)
     else:
         from edgeopt.runtimes import litert
 

@@ -5,6 +5,7 @@ Names, permutations and integer grids of an artifact are undone here, so that ev
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +15,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeopt.errors import ModelError, TargetError
+from edgeopt.errors import MissingPackage, ModelError, TargetError
 from edgeopt.formats import onnx as onnx_format
-from edgeopt.types import Artifact
+from edgeopt.types import Artifact, Preprocess
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
+
+
+WHOLE_PIXELS = 0.2
+"""How far from whole numbers values may be to be taken for the pixels they were: scales in fp16 move 255 by 0.12."""
+
+
+@dataclass(frozen=True)
+class PixelScaling:
+    """What a file makes of an image input's pixels: ``scale · pixels + bias``, each per channel, (1, C, 1, 1)."""
+
+    scale: Array
+    bias: Array
+
+    def to_pixels(self, array: Array) -> Array:
+        """The pixels that a normalised array was made from.
+
+        Whole numbers where it was an image. Other data gives fractions, which no app can feed but which keep the
+        comparison free of a rounding that is not the file's.
+        """
+        pixels = (array.astype(np.float64) - self.bias) / self.scale
+        whole = np.rint(pixels)
+        close = pixels.size > 0 and np.abs(pixels - whole).max() <= WHOLE_PIXELS
+        return (whole if close else pixels).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -33,6 +57,7 @@ class Port:
         scale: of its grid if it is integers of one, else None.
         zero_point: of its grid.
         permutation: of the source's axes in the file; None: as in the source.
+        pixels: how the file normalises an image input, whose source takes the normalised array.
     """
 
     file_name: str
@@ -41,6 +66,7 @@ class Port:
     scale: float | None = None
     zero_point: int = 0
     permutation: tuple[int, ...] | None = None
+    pixels: PixelScaling | None = None
 
     @property
     def source_shape(self) -> tuple[int, ...]:
@@ -56,6 +82,8 @@ class Port:
             limits = np.iinfo(self.dtype)
             steps = np.rint(array.astype(np.float32) / np.float32(self.scale)) + self.zero_point
             array = np.clip(steps, limits.min, limits.max)
+        if self.pixels is not None:
+            array = self.pixels.to_pixels(array)
         return np.ascontiguousarray(array.astype(self.dtype, copy=False))
 
     def rounded(self, array: Array) -> Array:
@@ -67,7 +95,7 @@ class Port:
             array = ((array.astype(np.int32) - self.zero_point) * np.float32(self.scale)).astype(np.float32)
         if self.permutation is not None:
             array = array.transpose(np.argsort(self.permutation))
-        return array
+        return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 class FileRunner:
@@ -96,7 +124,7 @@ class FileRunner:
 def open_file(
     path: Path, artifact: Artifact | None = None, *, threads: int = 1, accelerated: bool = True
 ) -> Iterator[FileRunner]:
-    """An ``.onnx`` or ``.tflite`` file, to be called as its source is.
+    """An ``.onnx``, ``.tflite`` or ``.mlpackage`` file, to be called as its source is.
 
     Args:
         path: the file.
@@ -105,7 +133,8 @@ def open_file(
         accelerated: graph optimisations (ONNX Runtime) or the XNNPACK delegate (LiteRT) on.
 
     Raises:
-        ModelError: neither format.
+        ModelError: none of these formats.
+        MissingPackage: coremltools, which reading an ``.mlpackage`` needs.
         TargetError: the runtime refuses the file.
     """
     session: Any
@@ -122,18 +151,27 @@ def open_file(
 
             session = litert.Session(path, threads=threads, delegate=accelerated)
             label = f"LiteRT {litert.version()}, {'XNNPACK' if accelerated else 'built-in kernels'}, {many}"
+        elif path.suffix == ".mlpackage":
+            from edgeopt.runtimes import mil_reference
+
+            session = mil_reference.Session(path, threads=threads)
+            label = f"emulated: MIL reference semantics ({mil_reference.version()}), {many}"
         else:
-            hint = "an .onnx or a .tflite file is needed"
+            hint = "an .onnx file, a .tflite file or an .mlpackage is needed"
             raise ModelError(f"cannot run '{path.suffix or path.name}' files", where=str(path), hint=hint)
     except ValueError as error:
         raise TargetError(f"the runtime refuses the file: {error}", where=str(path)) from error
+    except ImportError as error:
+        if error.name != "coremltools":
+            raise
+        raise MissingPackage("coremltools", "coreml", "running an .mlpackage") from error
     with session:
         yield FileRunner(session, label, *bind_ports(path, session, artifact))
 
 
 def bind_ports(path: Path, session: Any, artifact: Artifact | None) -> tuple[dict[str, Port], dict[str, Port]]:
     """Inputs and outputs of a session by source name; grids from the file, permutations from ``artifact``."""
-    names = artifact.names if artifact is not None else {}
+    names = artifact.names if artifact is not None else _known_names(path, session)
     layouts = artifact.layouts if artifact is not None else {}
     source_names = {theirs: ours for ours, theirs in names.items()}
     grids = onnx_format.io_grids(onnx_format.metadata(path)) if path.suffix == ".onnx" else {}
@@ -147,7 +185,31 @@ def bind_ports(path: Path, session: Any, artifact: Artifact | None) -> tuple[dic
             if dtype in ("int8", "uint8"):
                 grid = grids.get(file_name) if isinstance(info, tuple) else info
                 scale, zero_point = (grid.scale, grid.zero_point) if grid is not None else (None, 0)
-            bound[name] = Port(file_name, dtype, tuple(shape), scale, zero_point, layouts.get(name))
+            bound[name] = Port(
+                file_name, dtype, tuple(shape), scale, zero_point, layouts.get(name), _pixels(path, session, file_name)
+            )
         return bound
 
     return ports(session.inputs), ports(session.outputs)
+
+
+def _known_names(path: Path, session: Any) -> dict[str, str]:
+    """Source names that a file carries itself."""
+    if path.suffix != ".mlpackage":
+        return {}
+    names: dict[str, str] = json.loads(session.package.metadata.user_defined.get("edgeopt.names", "{}"))
+    return names
+
+
+def _pixels(path: Path, session: Any, file_name: str) -> PixelScaling | None:
+    """How a Core ML program normalises an image input: exactly, where edgeopt wrote it, else as it is stored."""
+    if path.suffix != ".mlpackage" or getattr(session.inputs.get(file_name), "color", None) is None:
+        return None
+    scale, bias = session.pixel_scaling(file_name)
+    told = session.package.metadata.user_defined.get("edgeopt.preprocess")
+    if told is not None:
+        preprocess = Preprocess.model_validate_json(told)
+        std = np.asarray(preprocess.std, np.float64).reshape(1, -1, 1, 1)
+        mean = np.asarray(preprocess.mean, np.float64).reshape(1, -1, 1, 1)
+        scale, bias = preprocess.scale / std, -mean / std
+    return PixelScaling(scale, bias)

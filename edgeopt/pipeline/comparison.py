@@ -23,7 +23,8 @@ class ComparisonJob:
     """Two models and samples.
 
     Args:
-        reference: what is right: ``.onnx``, ``.tflite``, ``.pt2``, or a recipe whose source model is meant.
+        reference: what is right: ``.onnx``, ``.tflite``, ``.mlpackage``, ``.pt2``, or a recipe whose source model is
+            meant.
         candidate: what is compared with it; the same kinds.
         inputs: ``evaluation`` names the samples.
         limits: what makes the comparison fail.
@@ -66,8 +67,10 @@ def compare(job: ComparisonJob) -> LevelReport:
 def _open(path: Path, job: ComparisonJob, stack: ExitStack) -> tuple[Source | FileRunner, Signature]:
     """Something that runs, and what it takes, in float and in the source's layout."""
     if not path.exists():
-        raise ModelError("there is no such file", where=str(path), hint="Give .onnx, .tflite, .pt2 or a recipe.")
-    if path.is_dir() or path.suffix in (".yaml", ".yml"):
+        raise ModelError(
+            "there is no such file", where=str(path), hint="Give .onnx, .tflite, .mlpackage, .pt2 or a recipe."
+        )
+    if (path.is_dir() and path.suffix != ".mlpackage") or path.suffix in (".yaml", ".yml"):
         recipe = load_recipe(path)
         imported = load_source(recipe.model, path if path.is_dir() else path.parent, trust=job.trust)
         return imported.source, imported.signature
@@ -85,7 +88,7 @@ def _specs(ports: dict[str, Port]) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(
             name=name,
-            dtype="float32" if port.scale is not None else port.dtype,
+            dtype="float32" if port.scale is not None or port.dtype == "float16" else port.dtype,
             shape=tuple(size if isinstance(size, int) else 1 for size in port.source_shape),
         )
         for name, port in ports.items()

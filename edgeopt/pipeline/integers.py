@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from edgeopt.runtimes.mil_reference.package import Operation
 
 Grids = dict[str, tuple[tuple[float, ...], tuple[int, ...]]]
 """Tensor name → scales and zero points on the int8 grid."""
@@ -54,4 +60,43 @@ def _grids(path: Path) -> Grids:
             for tensor in tflite.read(path).tensors
             if tensor.scale is not None and tensor.zero_point is not None and tensor.dtype in ("int8", "uint8")
         }
+    if path.suffix == ".mlpackage":
+        return _package_grids(path)
     return {}
+
+
+def _package_grids(path: Path) -> Grids:
+    """Of a Core ML program in float32; one in float16 has rounded its scales and claims nothing."""
+    from edgeopt.runtimes.mil_reference import package as mil
+
+    package = mil.read(path)
+    producers = {output.name: op for op in mil.operations(package.main.block) for output in op.outputs}
+    tensors: dict[str, list[str]] = json.loads(package.metadata.user_defined.get("edgeopt.tensors", "{}"))
+    weights: dict[str, str] = json.loads(package.metadata.user_defined.get("edgeopt.weights", "{}"))
+    found: Grids = {}
+    for name, variable in (*((n, pair[0]) for n, pair in tensors.items()), *weights.items()):
+        operation = producers.get(variable)
+        if operation is None or not {"scale"} & {*operation.inputs, *operation.attributes}:
+            continue
+        scale = _constant_of(operation, "scale", producers)
+        if scale is None or scale.dtype != np.float32:
+            return {}
+        zero_point = _constant_of(operation, "zero_point", producers)
+        zeros = (0,) * scale.size if zero_point is None else tuple(int(zero) for zero in zero_point.reshape(-1))
+        if len(zeros) != scale.size:  # one zero point for all channels
+            zeros = zeros * scale.size
+        found[name] = tuple(float(one) for one in scale.reshape(-1)), zeros
+    return found
+
+
+def _constant_of(operation: Operation, key: str, producers: Mapping[str, Operation]) -> npt.NDArray[Any] | None:
+    """A parameter of an operator, wherever the program keeps it."""
+    from edgeopt.runtimes.mil_reference.package import Constant, Reference
+
+    given: object = operation.attributes.get(key)
+    if given is None and operation.inputs.get(key):
+        given = operation.inputs[key][0]
+    if isinstance(given, Reference):
+        made = producers.get(given.name)
+        given = made.attributes.get("val") if made is not None else None
+    return given.value if isinstance(given, Constant) and isinstance(given.value, np.ndarray) else None

@@ -23,6 +23,7 @@ from edgeopt.data import arrays, callables, images
 from edgeopt.data.check import Checked, DataStats, check
 from edgeopt.data.noise import NoiseSamples
 from edgeopt.data.samples import Few, LabelledSamples
+from edgeopt.errors import EdgeoptError
 from edgeopt.frontends import Imported
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
 from edgeopt.parity.compare import LevelReport
@@ -313,6 +314,24 @@ class TargetJob:
     threads: int
     seed: int
     out: Path
+
+
+@dataclass(frozen=True)
+class CheckJob:
+    imported: Path
+    targets: dict[str, Target]
+
+
+def check_targets(job: CheckJob) -> dict[str, EdgeoptError]:
+    """Targets that cannot be given this graph, or lack a package, before any pass has run."""
+    model = ir.load(job.imported / GRAPH)
+    refused: dict[str, EdgeoptError] = {}
+    for name, target in job.targets.items():
+        try:
+            target.check(model)
+        except EdgeoptError as error:
+            refused[name] = error
+    return refused
 
 
 class TargetResult(Frozen):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import edgeopt
 from edgeopt import events
-from edgeopt.bench.latency import BenchResult, machine
+from edgeopt.bench.latency import BenchResult, machine, runs_here
 from edgeopt.data import arrays, images
 from edgeopt.errors import DataError, EdgeoptError, SetupError
 from edgeopt.passes.quantize.quantize import Quantize
@@ -31,6 +31,7 @@ from edgeopt.pipeline.record import (
 from edgeopt.pipeline.store import OutOfSpace, Store, open_store, refused
 from edgeopt.pipeline.worker import Call, Workers
 from edgeopt.recipe.schema import DataSource, Recipe
+from edgeopt.targets.base import Target
 from edgeopt.types import SchemeName
 
 THREADS = 1
@@ -117,6 +118,7 @@ class _Run:
     def run(self) -> Outcome:
         recipe, options = self._recipe, self._options
         _refuse_uncalibrated(recipe)
+        _refuse_schemes(recipe)
         plan = make_plan(
             recipe,
             root=options.root,
@@ -141,6 +143,7 @@ class _Run:
                 out,
             ),
         )
+        refused = self._check_targets(imported)
         passed = self._step(
             "passes",
             plan.passes_key,
@@ -148,7 +151,7 @@ class _Run:
             PASSES_LIMIT_S,
             lambda out: jobs.PassesJob(imported, recipe.passes, self._inputs, recipe.effort, THREADS, recipe.seed, out),
         )
-        built = self._build_targets(plan, imported, passed)
+        built = self._build_targets(plan, imported, passed, refused)
         folders = {name: result for name, result in built.items() if isinstance(result, Path)}
         errors = {name: result for name, result in built.items() if isinstance(result, EdgeoptError)}
         for name in built:
@@ -197,13 +200,28 @@ class _Run:
         except OSError as error:
             raise refused(error, self._store.out) from error
 
-    def _build_targets(self, plan: Plan, imported: Path, passed: Path) -> dict[str, Path | EdgeoptError]:
+    def _check_targets(self, imported: Path) -> dict[str, EdgeoptError]:
+        """Targets that cannot be had; where none is left that could, the first one's error ends the run here."""
+        requested = self._recipe.requested()
+        looking = {name: target for name, target in requested.items() if type(target).check is not Target.check}
+        if not looking:
+            return {}
+        refused: dict[str, EdgeoptError] = self._work(
+            "check targets", "check_targets", jobs.CheckJob(imported, looking), IMPORT_LIMIT_S
+        )
+        if len(refused) == len(requested) and not any(isinstance(e, SetupError) for e in refused.values()):
+            raise next(iter(refused.values()))
+        return refused
+
+    def _build_targets(
+        self, plan: Plan, imported: Path, passed: Path, refused: Mapping[str, EdgeoptError]
+    ) -> dict[str, Path | EdgeoptError]:
         """All targets, side by side; one that fails does not stop the others."""
         recipe, store, start = self._recipe, self._store, time.monotonic()
         requested = recipe.requested()
         calls, folders = {}, {}
         for name, target in requested.items():
-            if store.has(name, plan.target_keys[name]):
+            if name in refused or store.has(name, plan.target_keys[name]):
                 continue
             folders[name] = store.new_scratch(name)
             job = jobs.TargetJob(
@@ -222,7 +240,7 @@ class _Run:
         results = self._workers.run_all(calls)
         built: dict[str, Path | EdgeoptError] = {}
         for name in requested:
-            result = results.get(name)
+            result = refused.get(name, results.get(name))
             if isinstance(result, OSError):
                 result = refused(result, store.out)
             if isinstance(result, OutOfSpace):
@@ -247,10 +265,13 @@ class _Run:
             name: folder / jobs.ARTIFACT / jobs.read_result(folder, jobs.TargetResult).artifact.path
             for name, folder in folders.items()
         }
+        artifacts = {name: path for name, path in artifacts.items() if runs_here(path)}
+        if not artifacts:
+            return {}
         job = jobs.LatencyJob(
             imported,
             artifacts,
-            {name: targets[name] for name in folders},
+            {name: targets[name] for name in artifacts},
             compare_float=_scheme(self._recipe) != "fp32",
             seconds=LATENCY_SECONDS,
             scratch=self._store.new_scratch("latency"),
@@ -404,6 +425,16 @@ def _refuse_uncalibrated(recipe: Recipe) -> None:
             "int8 needs calibration data, and none is given",
             hint="Name real samples under data.calibration (or --calibration DATA), or ask for int8-weights.",
         )
+
+
+def _refuse_schemes(recipe: Recipe) -> None:
+    """A scheme that a target's format cannot hold, before anything is read."""
+    asked: set[SchemeName] = set()
+    for step in recipe.passes:
+        if isinstance(step, Quantize):
+            asked |= {step.scheme, *step.rules.values()}
+    for target in recipe.requested().values():
+        target.check_schemes(frozenset(asked))
 
 
 def _losses(result: jobs.TargetResult) -> list[str]:

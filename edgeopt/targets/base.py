@@ -6,9 +6,12 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
+import onnx_ir as ir
+
+from edgeopt.errors import UsageError
 from edgeopt.graph.constraints import Constraints
 from edgeopt.graph.quantization import QuantizedGraph
-from edgeopt.types import Artifact, Frozen, Preprocess, Realised
+from edgeopt.types import Artifact, Frozen, Preprocess, Realised, SchemeName
 
 
 class Target(Frozen, ABC):
@@ -16,6 +19,24 @@ class Target(Frozen, ABC):
 
     name: ClassVar[str]
     constraints: ClassVar[Constraints]
+    schemes: ClassVar[frozenset[SchemeName]] = frozenset({"fp32", "fp16", "int8", "int8-dynamic", "int8-weights"})
+    """What the format can hold."""
+
+    def check_schemes(self, schemes: frozenset[SchemeName]) -> None:
+        """Refuse what the format cannot hold, before anything is read.
+
+        Raises:
+            UsageError: names the scheme.
+        """
+        for scheme in sorted(schemes - self.schemes):
+            raise UsageError(
+                f"the target {self.name} has no {scheme}; it has {', '.join(sorted(self.schemes))}",
+                where=f"targets.{self.name}",
+                hint=f"Ask for another scheme, or convert to other targets (--target) with {scheme}.",
+            )
+
+    def check(self, model: ir.Model) -> None:
+        """Refuse a canonical graph that the format cannot be given, before any pass runs: UnsupportedOperator."""
 
     @abstractmethod
     def lower(

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from edgeopt.graph.constraints import Constraints, unite
 from edgeopt.targets.base import Target
+from edgeopt.targets.coreml.target import CoremlTarget
 from edgeopt.targets.onnx import Onnx
 from edgeopt.targets.tflite.target import TfliteTarget
 
-TARGETS: Mapping[str, type[Target]] = {target.name: target for target in (Onnx, TfliteTarget)}
+TARGETS: Mapping[str, type[Target]] = {target.name: target for target in (Onnx, TfliteTarget, CoremlTarget)}
 """Name in recipes → class."""
 
 

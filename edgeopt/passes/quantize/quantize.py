@@ -14,6 +14,7 @@ from pydantic import Field
 
 from edgeopt.errors import DataError, UsageError
 from edgeopt.events import Event, emit
+from edgeopt.graph.compression import COMPRESSED
 from edgeopt.graph.placement import WEIGHTED, Placement, fused_activation, place
 from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantParams
 from edgeopt.passes.base import Context, Pass, Samples
@@ -26,6 +27,7 @@ from edgeopt.passes.quantize.calibration import (
     spread,
     values_by_name,
 )
+from edgeopt.passes.quantize.compress import compress
 from edgeopt.passes.quantize.fit import Subject, fit, judge, with_entry
 from edgeopt.passes.quantize.lattice import (
     MOST_SAMPLES as MOST_LATTICE_SAMPLES,
@@ -73,7 +75,7 @@ FALLBACK = Setting("depthwise", "gptq", correct_bias=True, lattice=False, ranges
 
 
 class Quantize(Pass):
-    """Post-training quantization to int8.
+    """Post-training quantization: to int8, or of weights alone.
 
     Args:
         scheme: of every node that no rule names.
@@ -111,6 +113,8 @@ class Quantize(Pass):
                 hint="leave 'engine' out for other schemes",
             )
         placement = self._place(graph.model, context)
+        if COMPRESSED & set(placement.schemes.values()):
+            return self._compress(graph, placement, context)
         quantized = [node for node in graph.model.graph if _is_quantized(node, placement)]
         if "int8" not in placement.schemes.values() and not quantized:
             return replace(graph, quantization=Quantization(schemes=placement.schemes))
@@ -120,6 +124,23 @@ class Quantize(Pass):
                 hint="name real samples under data.calibration (or --calibration DIR), or ask for int8-weights",
             )
         return self._quantize(graph, placement, context)
+
+    def _compress(self, graph: QuantizedGraph, placement: Placement, context: Context) -> QuantizedGraph:
+        """Palettes and 4-bit weights beside whatever the other nodes get."""
+        found, too_small = compress(graph.model, placement)
+        schemes = {name: scheme for name, scheme in placement.schemes.items() if name not in too_small}
+        if any(scheme.startswith("int8") for scheme in schemes.values()):
+            raise UsageError(
+                "int8 beside palettes or 4-bit weights in one model is not to be had",
+                where="passes.quantize.rules",
+                hint="Mix int4-weights and palettes with fp32, fp16 and one another.",
+            )
+        text = f"{len(found)} weights compressed"
+        if too_small:
+            text += f"; {len(too_small)} stay as they are: their palette would be as large as they"
+        line = Kept(what=self.scheme, brought_db=None, kept=True, why=text)
+        table = Quantization(schemes=schemes, compressed=found)
+        return QuantizedGraph(graph.model, table, (*graph.record, line), graph.warnings)
 
     def _check_patterns(self, model: ir.Model) -> None:
         names = [node.name or "" for node in model.graph]

@@ -1,0 +1,154 @@
+"""Every operator of the Core ML target's table, float and on integers, against ONNX Runtime.
+
+One program holds all cases: coremltools takes most of its time per program. It is evaluated by the MIL reference.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from edgeopt.errors import UnsupportedOperator
+from edgeopt.graph.quantization import QuantizedGraph
+from edgeopt.parity.levels import Segments
+from edgeopt.runtimes import mil_reference, onnxruntime
+from edgeopt.targets.coreml import CoremlTarget
+from edgeopt.targets.coreml.operators import LOWERINGS
+from tests.integration.minmax_table import minmax_table
+from tests.integration.small_nets import Net
+from tests.integration.test_tflite_operators import CASES as SHARED
+from tests.integration.test_tflite_operators import Case, built, feeds, ints, logic, names, resized, unary
+
+
+def indexed(net: Net, x: str) -> str:
+    """Indices that are computed, one of them from the end."""
+    chosen = net.add("Cast", "chosen", [net.constant("where", np.asarray([1.0, -2.0], np.float32))], to=7)
+    moved = net.add("Cast", "moved", [net.add("Floor", "floor", [net.add("ReduceMax", "most", [x], keepdims=0)])], to=7)
+    zero = net.add("Mul", "zero", [moved, net.constant("none", np.asarray(0, np.int64))])
+    return net.add("Gather", "op", [x, net.add("Add", "index", [chosen, zero])], axis=2)
+
+
+CASES = [
+    *SHARED,
+    logic("Xor"),
+    *[unary(op, tolerance=1e-5) for op in ("Tan", "Atan", "Sinh", "Cosh")],
+    *[
+        Case(op, lambda net, x, op=op: net.add(op, "op", [net.add("Tanh", "inside", [x])]))
+        for op in ("Asin", "Acos", "Atanh")
+    ],
+    unary("ThresholdedRelu", alpha=0.4),
+    Case("Gather", indexed, "computed"),
+    Case(
+        "GatherElements",
+        lambda net, x: net.add(
+            "GatherElements", "op", [x, net.constant("i", np.tile(np.asarray([5, 0, -1], np.int64), (1, 8, 6, 1)))],
+            axis=3,
+        ),
+    ),
+    resized("cubic", (9, 12), "half_pixel"),
+    resized("linear", (4, 3), "half_pixel"),
+    resized("linear", (1, 1), "half_pixel"),
+    Case(
+        "Resize",
+        lambda net, x: net.add(
+            "Resize", "op", [x, "", net.constant("scales", np.asarray([1, 1, 1.4, 1.7], np.float32))], mode="linear"
+        ),
+        "scales that the sizes do not have",
+    ),
+    Case("Pad", lambda net, x: net.add("Pad", "op", [x, ints(net, "pads", 0, 1, 0, 0, 0, 0, 0, 0)]), "channels"),
+]  # fmt: skip
+LABELS = [names(case) for case in CASES]
+TABLE_ONLY = {"QuantizeLinear", "DequantizeLinear"}
+
+
+def merged(between: bool) -> tuple[ir.Model, list[dict[str, np.ndarray]]]:
+    """All cases in one graph, each with inputs, outputs and names of its own, and samples."""
+    graphs = []
+    samples: list[dict[str, np.ndarray]] = [{} for _ in range(3)]
+    for index, case in enumerate(CASES):
+        model = ir.to_proto(built(case, between=between))
+        onnx.compose.add_prefix(model, f"c{index}_", inplace=True)
+        graphs.append(model.graph)
+        for sample, feed in zip(samples, feeds(case), strict=True):
+            sample[f"c{index}_x"] = feed["x"]
+    whole = onnx.GraphProto(name="cases")
+    for graph in graphs:
+        for field in ("node", "initializer", "input", "output", "value_info"):
+            getattr(whole, field).extend(getattr(graph, field))
+    model = onnx.helper.make_model(whole, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    return ir.from_proto(model), samples
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["alone", "between"])
+def floats(request, tmp_path_factory) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Case → output of ONNX Runtime and of the float32 program."""
+    model, samples = merged(request.param)
+    folder = tmp_path_factory.mktemp("floats")
+    artifact = CoremlTarget(precision="fp32").lower(QuantizedGraph(model), folder)
+    with onnxruntime.Session(ir.to_proto(model).SerializeToString(), optimize=False) as exact:
+        wanted = exact.run(samples[0])
+    with mil_reference.Session(folder / artifact.path) as session:
+        made = session.run(samples[0])
+    found = {}
+    for value in model.graph.outputs:
+        index = int(value.name.split("_")[0][1:])
+        found[LABELS[index]] = wanted[value.name], made[artifact.names.get(value.name, value.name)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def integers(tmp_path_factory) -> dict[str, np.ndarray]:
+    """Case → steps off of every value of its segments, on the reference's integers, in the float32 form."""
+    model, samples = merged(between=True)
+    graph = minmax_table(model, samples)
+    folder = tmp_path_factory.mktemp("integers")
+    artifact = CoremlTarget(precision="fp32").lower(graph, folder)
+    assert artifact.realised.unasked_float == ()
+    with Segments(graph, artifact, folder / artifact.path) as segments:
+        for sample in samples:
+            segments.add(sample)
+        results = segments.results()
+    found: dict[str, list] = {}
+    for segment in results:
+        found.setdefault(LABELS[int(segment.tensor.split("_")[0][1:])], []).append(segment)
+    return found
+
+
+def test_every_operator_of_the_table_has_a_case():
+    assert set(LOWERINGS) - TABLE_ONLY == {case.op for case in CASES}
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_float_equals_onnxruntime(label, floats):
+    exact, found = floats[label]
+    tolerance = CASES[LABELS.index(label)].tolerance
+    assert found.shape == exact.shape
+    assert np.linalg.norm(found - exact) <= tolerance * np.linalg.norm(exact) + 1e-6
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_integers_equal_the_reference(label, integers):
+    found = [segment.parity for segment in integers[label] if segment.parity.within_one_step is not None]
+    assert found
+    for parity in found:
+        assert parity.lsb_max <= 1
+    assert [segment.failure for segment in integers[label] if segment.failure] == []
+
+
+REFUSED = {
+    "six axes": Case("Reshape", lambda net, x: net.add("Reshape", "op", [x, ints(net, "s", 1, 2, 4, 6, 2, 3)])),
+    "dilated pool": Case("MaxPool", lambda net, x: net.add("MaxPool", "op", [x], kernel_shape=[2, 2], dilations=[2, 2])),
+    "no MIL operators": Case("Hardmax", lambda net, x: net.add("Hardmax", "op", [x])),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_core_ml_lacks_is_named_with_its_node(why, tmp_path: Path):
+    model = built(REFUSED[why], between=False)
+    with pytest.raises(UnsupportedOperator, match=f"(?s)op'.*{why}|{why}") as caught:
+        CoremlTarget().check(model)
+    assert "node 'op'" in str(caught.value)
