@@ -26,6 +26,20 @@ def of_files(paths: Iterable[Path], root: Path) -> str:
     return of_json(sorted((path.relative_to(root).as_posix(), of_file(path)) for path in paths))
 
 
+def of_path(path: Path) -> str:
+    """Digest of a file, or of all names and contents in a folder."""
+    if path.is_dir():
+        return of_files((inside for inside in path.rglob("*") if inside.is_file()), path)
+    return of_file(path)
+
+
+def size_bytes(path: Path) -> int:
+    """Of a file, or of all files in a folder."""
+    if path.is_dir():
+        return sum(inside.stat().st_size for inside in path.rglob("*") if inside.is_file())
+    return path.stat().st_size
+
+
 def of_array(array: npt.NDArray[Any]) -> str:
     header = f"{array.dtype.str}{array.shape}".encode()
     return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()

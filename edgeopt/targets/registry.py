@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from edgeopt.graph.constraints import Constraints, unite
 from edgeopt.targets.base import Target
 from edgeopt.targets.onnx import Onnx
+from edgeopt.targets.tensorrt.target import TensorrtTarget
 from edgeopt.targets.tflite.target import TfliteTarget
 
-TARGETS: Mapping[str, type[Target]] = {target.name: target for target in (Onnx, TfliteTarget)}
+TARGETS: Mapping[str, type[Target]] = {target.name: target for target in (Onnx, TfliteTarget, TensorrtTarget)}
 """Name in recipes → class."""
 
 
