@@ -111,22 +111,17 @@ def scale_of(node: ir.Node) -> Array | None:
 
 
 def is_quantized(node: ir.Node, index: int) -> bool:
-    """Whether input ``index`` comes from a DequantizeLinear, movers in between."""
-    value: ir.Value | None = node.inputs[index] if index < len(node.inputs) else None
-    while value is not None:
-        before = producer(value)
-        if before is None:
-            return False
-        if before.op_type == DEQUANTIZE:
-            return True
-        if before.op_type not in MOVES or before.op_type in ("Concat", "Resize", "Cast", "Pad"):
-            return False
-        value = before.inputs[0]
-    return False
+    """Whether input ``index`` comes from a DequantizeLinear, movers in between; of a Concat every input must."""
+    return _from_integers(node.inputs[index] if index < len(node.inputs) else None)
 
 
-def integers(value: ir.Value) -> bool:
-    return value.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
+def _from_integers(value: ir.Value | None) -> bool:
+    before = producer(value)
+    if before is None or before.op_type == DEQUANTIZE:
+        return before is not None
+    if before.op_type == "Concat":
+        return all(_from_integers(one) for one in before.inputs)
+    return before.op_type in MOVES - {"Resize", "Cast", "Pad"} and _from_integers(before.inputs[0])
 
 
 def shape_of(value: ir.Value | None) -> list[int | None]:
