@@ -1,7 +1,7 @@
 """Builds and runs TensorRT engines with TensorRT's own Python API. Imports nothing but it, numpy and libcudart.
 
 The same file lies in every bundle as ``engine.py``: ``python3 engine.py`` there builds the engine, counts its int8
-layers and compares it with the saved outputs.
+layers and compares it with the saved outputs. Hence Python 3.8's language and NumPy 1.17's functions.
 
 Written from TensorRT's documentation of 8.5 to 11, and run against a stand-in that records the calls; no TensorRT ran
 where it was written.
@@ -20,12 +20,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:  # JetPack 5.1 has Python 3.8 and a NumPy without it
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
 
 MODEL, DLA_MODEL, PLAN, TIMING_CACHE, CALIBRATION = (
     "model.onnx", "model.dla.onnx", "model.plan", "timing.cache", "calibration.cache",
@@ -323,8 +325,8 @@ def compare(plan: Path, samples: Path) -> Comparison:
     """Run an engine on the arrays ``input/NAME`` of an npz, against its ``output/NAME``; first axis samples."""
     with np.load(samples, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    given = {name.removeprefix(INPUT_KEY): array for name, array in arrays.items() if name.startswith(INPUT_KEY)}
-    expected = {name.removeprefix(OUTPUT_KEY): array for name, array in arrays.items() if name.startswith(OUTPUT_KEY)}
+    given = {name[len(INPUT_KEY) :]: array for name, array in arrays.items() if name.startswith(INPUT_KEY)}
+    expected = {name[len(OUTPUT_KEY) :]: array for name, array in arrays.items() if name.startswith(OUTPUT_KEY)}
     count = len(next(iter(given.values())))
     signal = noise = 0.0
     with Session(plan) as session:

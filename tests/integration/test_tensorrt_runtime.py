@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from pathlib import Path
@@ -150,6 +151,10 @@ def test_the_script_says_what_is_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert runtime.main() == 3
     assert "not installed here" in capsys.readouterr().err
+
+
+def test_it_is_written_in_the_python_of_the_oldest_jetpack():
+    ast.parse(Path(runtime.__file__).read_text(), feature_version=(3, 8))
 
 
 def test_layers_without_details_are_no_claim():
