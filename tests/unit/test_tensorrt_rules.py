@@ -54,6 +54,8 @@ def model(**parts: str) -> bytes:
     graph = ir.from_onnx_text(f"{text['header']} net ({text['inputs']}) => (float[1,4,8,8] o) {{ {body} }}")
     random = np.random.default_rng(0)
     for value in list(graph.graph.inputs)[1:]:
+        if value.dtype != ir.DataType.FLOAT:
+            continue
         array = np.abs(random.normal(size=tuple(value.shape.numpy()))).astype(np.float32)
         value.const_value = ir.tensor(array, name=value.name)
         graph.graph.inputs.remove(value)
@@ -151,6 +153,14 @@ def test_a_broken_rule_is_found_with_its_nodes_and_the_repair(rule):
 def test_all_broken_acceptance_and_speed_rules_were_tried():
     tried = set(BROKEN) | {"float-weights", "dla-implicit"}
     assert {rule.id for rule in RULES if rule.kind in ("acceptance", "speed")} == tried
+
+
+def test_operators_inside_of_branches_are_looked_at():
+    branches = "o = If (yes) <then_branch = t () => (float[1,4,8,8] t1) { t1 = Relu (a) }, "
+    branches += "else_branch = e () => (float[1,4,8,8] e1) { e1 = Hardmax (a) }>"
+    verdict = check(model(cat=branches, inputs=f"{GOOD['inputs']}, bool yes"), "8.5")
+    assert "operators-read" in verdict.broken
+    assert verdict.coverage.missing == {"Hardmax": 1}
 
 
 def test_integer_weights_are_for_10_and_later():

@@ -135,15 +135,16 @@ def write_readme(folder: Path, version: Version, verdict: FileVerdict, *, half: 
     state = "kept" if verdict.accepted else "BROKEN"
     broken = f" Broken: {', '.join(verdict.broken)}." if verdict.broken else ""
     dla = " dla" if version.dla else ""
+    plan = DLA_MODEL.replace(".onnx", ".plan") if version.dla else engine.PLAN
     text = f"""# Bundle for {version.label}
 
 An engine runs on the kind of GPU and the TensorRT that built it, so it is built where it will run. Unless a
 `{engine.PLAN}` lies here, it is **not built and not measured**. Rules of acceptance: {state}.{broken}
 
 ```sh
-./{BUILD}{dla}                # trtexec → model.plan (TRTEXEC=/path/to/trtexec if it is not found)
-python3 {RUNNER}{dla}         # or: build by the Python API, count int8 layers, compare with saved outputs
-trtexec --loadEngine=model.plan --loadInputs={load}   # latency
+./{BUILD}{dla}                # trtexec → {plan} (TRTEXEC=/path/to/trtexec if it is not found)
+trtexec --loadEngine={plan} --loadInputs={load}   # latency
+python3 {RUNNER}{dla}         # or: {engine.PLAN} by the Python API, int8 layers counted, compared with saved outputs
 ```
 
 `{RUNNER}` needs Python with `tensorrt` and numpy. It prints the SQNR against the saved outputs, which ONNX Runtime made

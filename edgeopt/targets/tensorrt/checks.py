@@ -74,7 +74,7 @@ def opset_range(file: QdqFile, version: Version) -> list[str]:
 def operators_read(file: QdqFile, version: Version) -> list[str]:
     return [
         f"{name_of(node)} ({node.op_type}): {repair(node.op_type, node.domain)}"
-        for node in file.nodes
+        for node in file.all_nodes
         if not is_integer_operator(node) and not (node.domain in STANDARD and version.reads(node.op_type))
     ]
 

@@ -24,12 +24,15 @@ MOVES = frozenset(
 
 
 class QdqFile:
-    """One loaded model. ``nodes`` are those of the main graph, in order, without Constant nodes."""
+    """One loaded model. ``nodes`` are those of the main graph, in order, without Constant nodes; ``all_nodes`` has
+    those of subgraphs (branches, loops) too."""
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.opset = model.graph.opset_imports.get("", 0)
         self.nodes = [node for node in model.graph if node.op_type != "Constant"]
+        everything = ir.traversal.RecursiveGraphIterator(model.graph)
+        self.all_nodes = [node for node in everything if node.op_type != "Constant"]
 
     def of_type(self, *op_types: str) -> list[ir.Node]:
         return [node for node in self.nodes if node.op_type in op_types]

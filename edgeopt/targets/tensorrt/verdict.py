@@ -98,7 +98,7 @@ def check_file(source: Path | bytes, version: Version) -> FileVerdict:
 
 def _coverage(file: QdqFile, version: Version) -> Coverage:
     counts: dict[str, Counter[str]] = {"read": Counter(), "unsure": Counter(), "missing": Counter()}
-    for node in file.nodes:
+    for node in file.all_nodes:
         standard = node.domain in STANDARD
         name = node.op_type if standard else f"{node.domain}.{node.op_type}"
         state = "missing" if not (standard and version.reads(node.op_type)) else "read"
