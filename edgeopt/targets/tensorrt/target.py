@@ -21,7 +21,7 @@ from edgeopt.targets.base import Target
 from edgeopt.targets.tensorrt import bundle, realise, versions
 from edgeopt.targets.tensorrt.table import own_table
 from edgeopt.targets.tensorrt.verdict import FileVerdict, check_file
-from edgeopt.targets.tensorrt.versions import UnknownVersionError, Version
+from edgeopt.targets.tensorrt.versions import Version
 from edgeopt.targets.tensorrt.write import dequantized_scales, serialised, write_float, write_half, write_model
 from edgeopt.types import Artifact, Engine, Preprocess, Realised, Signature
 
@@ -209,6 +209,3 @@ def _timing_cache() -> Path:
     """One per release of TensorRT, kept between conversions."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "edgeopt" / f"tensorrt-{runtime.version()}.timing"
-
-
-__all__ = ["TensorrtTarget", "UnknownVersionError"]
