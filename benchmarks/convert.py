@@ -76,7 +76,7 @@ def convert(source: Path, out: Path, *options: str, fresh: bool = True) -> Conve
         raise ConvertError(f"exit code {code}: {said[-600:]}")
     run = Conversion(out, json.loads((out / "report.json").read_text()), cost, code)
     for name, target in run.report["targets"].items():
-        if not target.get("path") or not run.path(name).is_file():
+        if not target.get("path") or not run.path(name).exists():
             raise ConvertError(f"exit code {code}, target {name} is {target.get('status')}: {said[-600:]}")
     if code:
         print(f"  exit code {code}: {said[-300:]}", file=sys.stderr)

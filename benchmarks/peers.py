@@ -75,7 +75,7 @@ def modern(source: Path, out: Path) -> Path:
 
 
 def onnxruntime_quantize(
-    source: Path, name: str, images: np.ndarray, out: Path, *, method: str, **options: Any
+    source: Path, name: str, images: np.ndarray, out: Path, *, method: str, activation: str = "QUInt8", **options: Any
 ) -> None:
     """As its documentation recommends for x86: pre-processed, Q/DQ, uint8 activations, per-channel int8 weights."""
     from onnxruntime import quantization as ortq
@@ -94,7 +94,7 @@ def onnxruntime_quantize(
         str(out),
         Calibration(name, images),
         quant_format=ortq.QuantFormat.QDQ,
-        activation_type=ortq.QuantType.QUInt8,
+        activation_type=getattr(ortq.QuantType, activation),
         weight_type=ortq.QuantType.QInt8,
         per_channel=True,
         calibrate_method=getattr(ortq.CalibrationMethod, method),

@@ -73,6 +73,20 @@ class Realised(Frozen):
     """Weighted operators that were asked in int8 and are float in the file: the artifact has failed."""
 
 
+class Engine(Frozen):
+    """What a device's own runtime built of an artifact, and how it does on the saved samples, measured there."""
+
+    path: str
+    """Relative to the artifact's folder, POSIX."""
+    runtime: str
+    """Name and version."""
+    seconds: float
+    sqnr_db: float
+    """Against the saved outputs."""
+    samples: int
+    median_ms: float
+
+
 class Artifact(Frozen):
     """One built file (or folder) of one target."""
 
@@ -81,6 +95,7 @@ class Artifact(Frozen):
     """Relative to the output folder, POSIX."""
     digest: str
     size_bytes: int
+    """Of the model: what else lies in a bundle (samples, tools, companions) does not count."""
     signature: Signature
     """As the runtime sees it: after layout and io type."""
     layouts: dict[str, tuple[int, ...]] = {}
@@ -91,6 +106,11 @@ class Artifact(Frozen):
     realised: Realised | None = None
     float_dtype: Literal["float32", "float16"] = "float32"
     """What the file's float parts compute in, where the scheme leaves that to the target."""
+    emulation: str | None = None
+    """File in the artifact's folder that ONNX Runtime, optimisations off, runs here in the device's place."""
+    not_built: str | None = None
+    """Why what the device runs is not there yet, and how it comes to be."""
+    engine: Engine | None = None
 
 
 class Kept(Frozen):

@@ -12,6 +12,8 @@ EXAMPLES = """\b
 Examples:
   edgeopt inspect out/tflite/model.tflite
   edgeopt inspect out/onnx/model.onnx --json
+  edgeopt inspect model.onnx --for tensorrt@10.3
+  edgeopt inspect model.onnx --for jetpack-6.2+dla
 """
 FEW = 4
 """Scales of one tensor that are printed; --json has all."""
@@ -19,13 +21,33 @@ FEW = 4
 
 @click.command("inspect", epilog=EXAMPLES)
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--for",
+    "target",
+    metavar="TARGET@VERSION",
+    help="Hold an ONNX file against the rules of tensorrt@VERSION or jetpack-VERSION; +dla for the DLA.",
+)
 @click.option("--json", "json_wanted", is_flag=True, help="Print one JSON document.")
-def command(file: Path, json_wanted: bool) -> int:
-    """Look into an ONNX or TFLite file: operators by precision, inputs and outputs, and every scale."""
+def command(file: Path, target: str | None, json_wanted: bool) -> int:
+    """Look into an ONNX or TFLite file: operators by precision, inputs and outputs, and every scale.
+
+    With --for, ends with 1 if a rule of acceptance or speed is broken.
+    """
+    from edgeopt.cli import rules
+
+    file = file / "model.onnx" if (file / "model.onnx").is_file() else file  # a bundle
     found = describe(file)
+    verdict = rules.judge(file, target) if target is not None else None
+    code = 1 if verdict is not None and verdict.broken else 0
     if json_wanted:
+        if verdict is not None:
+            found["rules"] = verdict.model_dump(mode="json")
         click.echo(json.dumps(found, indent=2))
-        return 0
+        return code
+    if verdict is not None:
+        click.echo(f"{file}: {found['format']}, {found['size_bytes']} bytes")
+        rules.show(verdict)
+        return code
     click.echo(f"{file}: {found['format']}, {found['size_bytes']} bytes")
     for side in ("inputs", "outputs"):
         for spec in found[side]:

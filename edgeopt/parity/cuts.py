@@ -112,7 +112,8 @@ def open_cut(
             from edgeopt.runtimes import onnxruntime
 
             cut = onnx_format.cut(path, names)
-            session = onnxruntime.Session(cut.data, threads=threads, optimize=accelerated)
+            optimize = accelerated and artifact.emulation is None
+            session = onnxruntime.Session(cut.data, threads=threads, optimize=optimize)
         elif path.suffix == ".tflite":
             from edgeopt.runtimes import litert
 

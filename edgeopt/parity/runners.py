@@ -120,6 +120,12 @@ class FileRunner:
         return {name: port.to_source(made[port.file_name]) for name, port in self.output_ports.items()}
 
 
+def runnable(folder: Path, artifact: Artifact) -> Path:
+    """The file that is run for an artifact which was written into ``folder``."""
+    path = folder / artifact.path
+    return path / artifact.emulation if artifact.emulation is not None else path
+
+
 @contextmanager
 def open_file(
     path: Path, artifact: Artifact | None = None, *, threads: int = 1, accelerated: bool = True
@@ -139,13 +145,15 @@ def open_file(
     """
     session: Any
     many = f"{threads} thread{'s' * (threads > 1)}"
+    emulated = artifact is not None and artifact.emulation is not None
+    accelerated = accelerated and not emulated
     try:
         if path.suffix == ".onnx":
             from edgeopt.runtimes import onnxruntime
 
             session = onnxruntime.Session(path, threads=threads, optimize=accelerated)
             how = "CPU" if accelerated else "CPU, optimisations off"
-            label = f"ONNX Runtime {onnxruntime.version()}, {how}, {many}"
+            label = f"{'emulated: ' * emulated}ONNX Runtime {onnxruntime.version()}, {how}, {many}"
         elif path.suffix == ".tflite":
             from edgeopt.runtimes import litert
 

@@ -38,7 +38,7 @@ from edgeopt.parity.localize import (
     quantization_errors,
     source_errors,
 )
-from edgeopt.parity.runners import open_file
+from edgeopt.parity.runners import open_file, runnable
 from edgeopt.passes.base import Context, Pass
 from edgeopt.passes.canonical import canonicalise
 from edgeopt.pipeline.evidence import scale_warning
@@ -61,6 +61,8 @@ CONVERSION_SAMPLES = 16
 """For L0: a conversion is right or wrong on any sample; more would only cost."""
 PARITY_SAMPLES = 64
 """For L1 and L2: enough for an SQNR within a few tenths of a dB, few enough to stay in memory."""
+SAVED_SAMPLES = 8
+"""That travel with an artifact, to be compared on the device: few, as they are as large as the model's inputs."""
 FAR_FROM_FLOAT_DB = 15.0
 """Below it the noise has more than a sixth of the signal's amplitude: no file of the benchmarks that keeps its accuracy
 is there. A warning and a look for the layer, as what a task bears only the recipe's limits know."""
@@ -346,6 +348,7 @@ def build_target(job: TargetJob) -> None:
     name = job.target.name
     imported, passed = read_result(job.imported, ImportResult), read_result(job.passed, PassesResult)
     graph = load_graph(job.passed)
+    shared, graph = graph, job.target.own_graph(graph)
     folder = job.out / ARTIFACT
     folder.mkdir()
     with _step(f"{name}: write"):
@@ -354,19 +357,24 @@ def build_target(job: TargetJob) -> None:
             realised = job.target.realised(folder / artifact.path, graph)
             artifact = artifact.model_copy(update={"realised": realised})
     samples, about_samples = job.inputs.for_parity(imported.signature, PARITY_SAMPLES, job.seed)
+    artifact = job.target.finish(folder, artifact, Few(samples, SAVED_SAMPLES))
+    path = runnable(folder, artifact)
+    quantization = passed.parity
+    if graph is not shared:
+        with _step(f"{name}: L1 parity: graph against the integer reference of its own grids"):
+            quantization = _labelled(check_quantization(graph, samples, threads=job.threads), about_samples)
     with _step(f"{name}: L2 parity: integer reference against artifact"):
         parity = check_artifact(
             graph,
             artifact,
-            folder / artifact.path,
+            path,
             samples,
-            reference=passed.parity,
+            reference=quantization,
             threads=job.threads,
             tolerance=job.limits.tolerance,
             min_sqnr_db=job.limits.min_sqnr_db,
             min_top1_agreement=job.limits.min_top1_agreement,
         )
-    quantization = passed.parity
     if job.localize or parity.failures or parity.sqnr_db < FAR_FROM_FLOAT_DB:
         with _step(f"{name}: localize"):
             few = Few(samples, LOCALIZE_SAMPLES)
@@ -375,7 +383,7 @@ def build_target(job: TargetJob) -> None:
     metrics = None
     if evaluation is not None and evaluation.labels is not None and passed.float_top1 is not None:
         with _step(f"{name}: accuracy"):
-            answers = _predict(folder / artifact.path, artifact, evaluation, imported.signature.outputs[0].name)
+            answers = _predict(path, artifact, evaluation, imported.signature.outputs[0].name)
             top1 = float((answers == evaluation.labels).mean())
             metrics = Metrics(float_=passed.float_top1, target=Metric(top1=top1, samples=len(answers)))
     parity = _labelled(parity, about_samples)
@@ -392,7 +400,7 @@ def _localized(
     l2: LevelReport,
 ) -> tuple[LevelReport, LevelReport]:
     """L1 and L2 with the first layer where the error jumps."""
-    path = job.out / ARTIFACT / artifact.path
+    path = runnable(job.out / ARTIFACT, artifact)
     if graph.quantization is not None and graph.quantization.activations:
         l1 = _located(l1, quantization_errors(graph, samples, threads=job.threads), BEST_INT8_DB)
         return l1, l2.model_copy(update={"located": first_failing_segment(l2)})

@@ -22,7 +22,7 @@ from edgeopt.recipe.schema import DataSource, ModelSource, Recipe
 
 PACKAGES = (
     "numpy", "onnx", "onnx-ir", "onnxruntime", "ai-edge-litert", "pillow", "protobuf", "flatbuffers",
-    "torch", "onnxscript", "nncf", "coremltools",
+    "torch", "onnxscript", "nncf", "coremltools", "tensorrt",
 )  # fmt: skip
 """Libraries whose versions may change a result."""
 PARTS_THAT_ONLY_TELL = frozenset({"cli", "report"})

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from edgeopt.bench.latency import BenchResult
 from edgeopt.data.check import DataStats
 from edgeopt.parity.compare import LevelReport
-from edgeopt.types import Effort, Frozen, Kept, Preprocess, Realised, SchemeName, Signature, Status
+from edgeopt.types import Effort, Engine, Frozen, Kept, Preprocess, Realised, SchemeName, Signature, Status
 
 
 class SourceRecord(Frozen):
@@ -66,6 +66,8 @@ class TargetRecord(Frozen):
         why: why the status is not ``ok``, in words.
         parity: ``L1`` (the same for all targets that read one table) and ``L2``.
         identical_integers_with: targets that carry the same weight integers and the same activation grids.
+        own_grids: why its activation grids are its own, and what that costs.
+        engine: what the device's own runtime built, where it is here.
     """
 
     status: Status
@@ -82,6 +84,8 @@ class TargetRecord(Frozen):
     latency_ms: Latency | None = None
     realised: Realised | None = None
     identical_integers_with: tuple[str, ...] = ()
+    own_grids: str | None = None
+    engine: Engine | None = None
     warnings: tuple[str, ...] = ()
 
 

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import edgeopt
@@ -15,6 +15,8 @@ from edgeopt import events
 from edgeopt.bench.latency import BenchResult, machine, runs_here
 from edgeopt.data import arrays, images
 from edgeopt.errors import DataError, EdgeoptError, SetupError
+from edgeopt.parity.compare import LevelReport
+from edgeopt.parity.runners import runnable
 from edgeopt.passes.quantize.quantize import Quantize
 from edgeopt.pipeline import jobs
 from edgeopt.pipeline.integers import same_integers
@@ -32,7 +34,7 @@ from edgeopt.pipeline.store import OutOfSpace, Store, open_store, refused
 from edgeopt.pipeline.worker import Call, Workers
 from edgeopt.recipe.schema import DataSource, Recipe
 from edgeopt.targets.base import Target
-from edgeopt.types import SchemeName
+from edgeopt.types import SchemeName, Status
 
 THREADS = 1
 """Of every run whose results are kept: fixed, so that they repeat whatever the number of cores. One, because targets
@@ -261,9 +263,11 @@ class _Run:
         if not folders:
             return {}
         targets = self._recipe.requested()
+        built = {name: jobs.read_result(folder, jobs.TargetResult).artifact for name, folder in folders.items()}
         artifacts = {
-            name: folder / jobs.ARTIFACT / jobs.read_result(folder, jobs.TargetResult).artifact.path
-            for name, folder in folders.items()
+            name: folders[name] / jobs.ARTIFACT / artifact.path
+            for name, artifact in built.items()
+            if artifact.emulation is None  # another runtime's time says nothing of the device
         }
         artifacts = {name: path for name, path in artifacts.items() if runs_here(path)}
         if not artifacts:
@@ -300,19 +304,20 @@ class _Run:
         recipe = self._recipe
         source, quantized = jobs.read_result(imported, jobs.ImportResult), jobs.read_result(passed, jobs.PassesResult)
         results = {name: jobs.read_result(folder, jobs.TargetResult) for name, folder in folders.items()}
-        same = same_integers({n: folders[n] / jobs.ARTIFACT / r.artifact.path for n, r in results.items()})
+        same = same_integers({n: runnable(folders[n] / jobs.ARTIFACT, r.artifact) for n, r in results.items()})
         scheme = _scheme(recipe)
         targets: dict[str, TargetRecord] = {}
         for name in recipe.requested():
             if name in errors:
                 unavailable = isinstance(errors[name], SetupError)
-                status: Literal["unavailable", "not_built"] = "unavailable" if unavailable else "not_built"
+                status: Literal["unavailable", "failed"] = "unavailable" if unavailable else "failed"
                 targets[name] = TargetRecord(status=status, why=str(errors[name]), scheme=scheme)
             else:
                 targets[name] = self._target(
                     name,
                     result=results[name],
                     same=same.get(name, ()),
+                    shared=quantized.parity,
                     latency=latencies.get(name),
                 )
         for name, record in targets.items():
@@ -359,6 +364,7 @@ class _Run:
         *,
         result: jobs.TargetResult,
         same: tuple[str, ...],
+        shared: LevelReport,
         latency: tuple[BenchResult, BenchResult | None] | None,
     ) -> TargetRecord:
         artifact, warnings = result.artifact, []
@@ -376,10 +382,17 @@ class _Run:
                 f"{_scheme(self._recipe)} is slower than float on this machine: "
                 f"{measured.slower_than_float:.2f} times its latency"
             )
+        own = None
+        if self._recipe.requested()[name].constraints.symmetric_activations and result.quantization != shared:
+            own = (
+                f"zero point 0, from the same ranges: {result.quantization.sqnr_db:.1f} dB against float where the "
+                f"shared grids have {shared.sqnr_db:.1f} dB; weights are the same integers"
+            )
+        status: Status = "not_built" if artifact.not_built is not None else "ok"
         return TargetRecord(
-            status="failed" if failures else "ok",
-            why="; ".join(failures) or None,
-            path=f"{name}/{artifact.path}",
+            status="failed" if failures else status,
+            why="; ".join(failures) or artifact.not_built,
+            path=PurePosixPath(name, artifact.path).as_posix(),
             digest=artifact.digest,
             size_bytes=artifact.size_bytes,
             scheme=_scheme(self._recipe),
@@ -391,6 +404,8 @@ class _Run:
             latency_ms=measured,
             realised=artifact.realised,
             identical_integers_with=same,
+            own_grids=own,
+            engine=artifact.engine,
             warnings=tuple(warnings),
         )
 

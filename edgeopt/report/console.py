@@ -44,5 +44,7 @@ def _below(report: Report, out: Path) -> list[str]:
                 lines.append(f"{name}: {level.located.text}")
         if target.identical_integers_with:
             lines.append(f"{name}: same integers as {', '.join(target.identical_integers_with)}")
+        if target.own_grids is not None:
+            lines.append(f"{name}: activation grids of its own: {target.own_grids}")
     lines += [f"{column}: {text}" for column, text in ABOUT.items()]
     return lines

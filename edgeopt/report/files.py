@@ -67,6 +67,13 @@ def as_markdown(report: Report) -> str:
                 said.append(f"delegate partitions: {target.realised.partitions}")
         if target.identical_integers_with:
             said.append(f"same integers as {', '.join(target.identical_integers_with)}")
+        if target.own_grids is not None:
+            said.append(f"activation grids of its own: {target.own_grids}")
+        if (engine := target.engine) is not None:
+            said.append(
+                f"engine by {engine.runtime} in {engine.seconds:.0f} s: {engine.sqnr_db:.2f} dB against the outputs of "
+                f"{engine.samples} saved samples, median {engine.median_ms:.4g} ms on this GPU (measured)"
+            )
         for level, parity in target.parity.items():
             said.append(f"{level}: {parity.sqnr_db:.2f} dB, cosine {parity.cosine:.6f} ({parity.label})")
             if parity.located is not None:

@@ -30,7 +30,10 @@ class Row:
 
 def rows(report: Report) -> list[Row]:
     l0 = report.parity.get("L0")
-    return [Row(name, target.status == "ok", _cells(name, target, l0)) for name, target in report.targets.items()]
+    return [
+        Row(name, target.status in ("ok", "not_built"), _cells(name, target, l0))
+        for name, target in report.targets.items()
+    ]
 
 
 def _cells(name: str, target: TargetRecord, l0: LevelReport | None) -> tuple[str, ...]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy.typing as npt
 
 import onnx_ir as ir
 
@@ -48,6 +51,17 @@ class Target(Frozen, ABC):
         labels: tuple[str, ...] = (),
     ) -> Artifact:
         """Write the artifact into the existing folder ``out``. Reads the graph, never changes it."""
+
+    def own_graph(self, graph: QuantizedGraph) -> QuantizedGraph:
+        """The graph with the table that this target writes: the shared one, unless the format has a zero-point rule.
+
+        ``lower``, ``realised`` and the target's parity take what this returns.
+        """
+        return graph
+
+    def finish(self, folder: Path, artifact: Artifact, samples: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Artifact:
+        """What needs real samples, or the device's own runtime, once the artifact is written into ``folder``."""
+        return artifact
 
     @abstractmethod
     def realised(self, path: Path, graph: QuantizedGraph) -> Realised:

@@ -60,15 +60,12 @@ from edgeopt.graph.qdq import INTEGERS_SUFFIX, to_qdq
 from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantParams
 from edgeopt.runtimes.onnxruntime import Session, saturates
 from edgeopt.targets.base import Target
+from edgeopt.targets.fp16 import compute_in_fp16
 from edgeopt.types import Artifact, IoType, Preprocess, Realised, Signature
 
 Array = npt.NDArray[Any]
-FLOAT16_MAX = float(np.finfo(np.float16).max)
 IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
 """Opset → the IR version of the ONNX release that brought it (onnx's versioning table): an old reader takes both."""
-
-FLOAT32_INPUTS = {"Resize": (1, 2, 3)}
-"""Inputs that are no data and stay float32 in an fp16 node: region, scales and sizes."""
 
 INTEGER_MOVERS = frozenset({"Pad", "DepthToSpace", "SpaceToDepth", "Slice"})
 """Movers written on integers: ONNX Runtime's kernels move them, but it does not drop the Q/DQ pairs around the first
@@ -726,68 +723,7 @@ class _Writer:
 
     def to_fp16(self) -> None:
         """Nodes of scheme ``fp16`` compute in float16; casts stand where float32 meets them."""
-        half: dict[ir.Value, ir.Value] = {}
-        for node in list(self._graph):
-            if self._table.scheme(node) != "fp16":
-                continue
-            kept = FLOAT32_INPUTS.get(node.op_type, ())
-            for index, value in enumerate(node.inputs):
-                if value is None or value.dtype != ir.DataType.FLOAT or index in kept:
-                    continue
-                if value not in half:
-                    half[value] = self._half(value, node)
-                node.replace_input_with(index, half[value])
-            if node.op_type == "Cast" and node.attributes.get_int("to") == ir.DataType.FLOAT:
-                node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
-            for value in node.outputs:
-                if value.dtype == ir.DataType.FLOAT:
-                    half[value] = value  # read as float32 by others until the casts below
-        for value, halved in list(half.items()):
-            if value is halved:
-                self._widen(value)
-
-    def _half(self, value: ir.Value, before: ir.Node) -> ir.Value:
-        name = f"{value.name}__fp16"
-        if value.const_value is not None:
-            array = value.const_value.numpy()
-            if before.op_type in WEIGHTED and np.abs(array).max(initial=0) > FLOAT16_MAX:
-                raise TargetError(
-                    f"a weight of {np.abs(array).max():.3g} does not fit into fp16 (largest: {FLOAT16_MAX:.0f})",
-                    where=f"node {before.name}, {value.name}",
-                    hint="leave this node in fp32: schemes: {'" + (before.name or "") + "': fp32}",
-                )
-            finite = np.isfinite(array)  # masks of -1e38 become the lowest number, true infinities stay
-            return self._constant(
-                name, np.where(finite, np.clip(array, -FLOAT16_MAX, FLOAT16_MAX), array).astype(np.float16)
-            )
-        cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT16)})
-        _like(cast.outputs[0], value, name)
-        cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
-        producer = value.producer()
-        if producer is not None:
-            self._graph.insert_after(producer, [cast])
-        else:
-            self._graph.insert_before(self._graph[0], [cast])
-        return cast.outputs[0]
-
-    def _widen(self, value: ir.Value) -> None:
-        """``value`` is float16 from here on; whoever reads it as float32 reads a cast."""
-        value.type = ir.TensorType(ir.DataType.FLOAT16)
-        others = [use for use in value.uses() if self._table.scheme(use.node) != "fp16" and use.node.op_type != "Cast"]
-        if not others and not value.is_graph_output():
-            return
-        cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)})
-        _like(cast.outputs[0], value, f"{value.name}__fp32")
-        cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        producer = value.producer()
-        assert producer is not None
-        self._graph.insert_after(producer, [cast])
-        for use in others:
-            use.node.replace_input_with(use.idx, cast.outputs[0])
-        for index, output in enumerate(self._graph.outputs):
-            if output is value:
-                cast.outputs[0].name, value.name = value.name, f"{value.name}__fp16"
-                self._graph.outputs[index] = cast.outputs[0]
+        compute_in_fp16(self._graph, lambda node: self._table.scheme(node) == "fp16")
 
     # Integer inputs and outputs
 

@@ -8,9 +8,12 @@ from edgeopt.graph.constraints import Constraints, unite
 from edgeopt.targets.base import Target
 from edgeopt.targets.coreml.target import CoremlTarget
 from edgeopt.targets.onnx import Onnx
+from edgeopt.targets.tensorrt.target import TensorrtTarget
 from edgeopt.targets.tflite.target import TfliteTarget
 
-TARGETS: Mapping[str, type[Target]] = {target.name: target for target in (Onnx, TfliteTarget, CoremlTarget)}
+TARGETS: Mapping[str, type[Target]] = {
+    target.name: target for target in (Onnx, TfliteTarget, CoremlTarget, TensorrtTarget)
+}
 """Name in recipes → class."""
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgeopt import digest
 from edgeopt.graph.qdq import to_qdq
 from edgeopt.graph.quantization import QuantizedGraph
+from edgeopt.parity.runners import runnable
 from edgeopt.runtimes.onnxruntime import Session
 from edgeopt.targets.base import Target
 from edgeopt.types import Preprocess, SchemeName
@@ -40,12 +41,12 @@ def test_lower_writes_what_it_says_and_leaves_the_graph_alone(kind, scheme, tmp_
     artifact = lowered(kind, graph, out)
     assert content(graph.model) == before
 
-    written = out / artifact.path
+    written, run_here = out / artifact.path, runnable(out, artifact)
     assert not Path(artifact.path).is_absolute()
-    assert written.is_file()
+    assert run_here.exists()
     assert artifact.target == kind.name
-    assert artifact.size_bytes == written.stat().st_size
-    assert artifact.digest == hashlib.sha256(written.read_bytes()).hexdigest()
+    assert artifact.size_bytes == digest.size_bytes(run_here)
+    assert artifact.digest == digest.of_path(written)
     assert [one.name for one in artifact.signature.inputs] == [artifact.names.get("image", "image")]
     assert [one.name for one in artifact.signature.outputs] == [artifact.names.get("logits", "logits")]
 

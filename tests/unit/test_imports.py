@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-FRAMEWORKS = ("torch", "tensorflow", "coremltools", "onnxruntime", "nncf", "ai_edge_litert", "onnxscript")
+FRAMEWORKS = ("torch", "tensorflow", "coremltools", "onnxruntime", "nncf", "ai_edge_litert", "onnxscript", "tensorrt")
 EXTRAS = ("torch", "tensorflow", "coremltools", "nncf", "onnxscript", "sklearn", "scipy")
 
 LOADED = f"""

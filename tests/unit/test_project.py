@@ -39,6 +39,8 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/recipe.md", "docs/report.md",
 IMPORTED_AS = {"pydantic_core": {"pydantic"}}
 """Pydantic's own other half comes with it, always in the one version that fits."""
 LIBRARY = frozenset(sys.stdlib_module_names) | {"edgeopt"}
+FROM_THE_DEVICE = frozenset({"tensorrt"})
+"""Comes with JetPack or from NVIDIA, in the device's own version: never a dependency of ours."""
 
 
 def declared(*groups: list[str]) -> list[Requirement]:
@@ -100,7 +102,7 @@ def test_every_import_is_declared():
                 names = [node.module]
             else:
                 continue
-            for top in {name.split(".")[0] for name in names} - LIBRARY:
+            for top in {name.split(".")[0] for name in names} - LIBRARY - FROM_THE_DEVICE:
                 found = {canonicalize_name(owner) for owner in owners.get(top, [top])}
                 found |= IMPORTED_AS.get(top, set())
                 if not found & (core | (extras if top in optional_imports else set())):
