@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy.typing as npt
-
 import onnx_ir as ir
 
 from edgeopt.errors import UsageError
