@@ -201,18 +201,12 @@ def compressions(program: Program) -> dict[str, Compression]:
     seen: set[str] = set()
     for operation in program.computing():
         for argument in arguments(operation):
-            maker = program.maker(argument)
-            if maker is None or not maker.type.startswith(CONSTANTS) or maker.outputs[0].name in seen:
+            maker = program.weight(argument)
+            if maker is None or maker.outputs[0].name in seen:
                 continue
             seen.add(maker.outputs[0].name)
-            kind = next((one.type for one in reversed(maker.outputs)), None)
-            stored = program.stored_bytes(maker)
-            if (
-                not isinstance(kind, TensorType)
-                or kind.shape is None
-                or stored <= SMALL_BYTES
-                or kind.dtype == "string"
-            ):
+            kind, stored = maker.outputs[-1].type, program.stored_bytes(maker)
+            if not isinstance(kind, TensorType) or kind.shape is None or stored <= SMALL_BYTES:
                 continue
             values = int(np.prod([size or 1 for size in kind.shape]))
             width = FLOAT_BYTES[kind.dtype]
