@@ -135,6 +135,91 @@ def test_it_computes_what_others_compute(name, sessions):
 
 
 def test_every_operator_has_a_case():
-    elsewhere = set(compression.OPERATORS)  # the constexpr ones: below
+    elsewhere = {name for name in compression.OPERATORS if name.startswith("constexpr_")}  # tested below
     assert set(OPERATORS) - elsewhere == {case.op for case in CASES} - elsewhere
     assert len(OPERATORS) >= 70
+
+
+RNG = np.random.default_rng(5)
+DENSE = RNG.standard_normal((4, 6)).astype(np.float32)
+BYTES = RNG.integers(-128, 128, (4, 6)).astype(np.int8)
+MASK = RNG.integers(0, 2, (4, 6)).astype(np.uint8)
+KEPT = int(MASK.sum())
+SCALE = RNG.uniform(0.1, 1, (4, 2)).astype(np.float32)
+PALETTE = RNG.standard_normal(16).astype(np.float32)
+
+
+def sub_byte(values: np.ndarray, dtype: str) -> np.ndarray:
+    from coremltools.converters.mil.mil import types
+
+    return values.astype(types.string_to_nptype(dtype))
+
+
+def constants() -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """Name → deployment target, operator, parameters."""
+    indices = RNG.integers(0, 4, (4, 6))
+    return {
+        "affine": ("iOS16", "constexpr_affine_dequantize", {
+            "quantized_data": BYTES, "zero_point": np.int8(3), "scale": np.float32(0.25), "axis": 0}),
+        "affine_per_channel": ("iOS16", "constexpr_affine_dequantize", {
+            "quantized_data": BYTES, "zero_point": BYTES[0], "scale": DENSE[0], "axis": -1}),
+        "cast": ("iOS16", "constexpr_cast", {"source_val": DENSE.astype(np.float16), "output_dtype": "fp32"}),
+        "palette_16": ("iOS16", "constexpr_lut_to_dense", {
+            "indices": np.packbits(RNG.integers(0, 2, 96).astype(np.uint8)), "lut": PALETTE,
+            "shape": np.array([4, 6], np.uint32)}),
+        "palette_64": ("iOS16", "constexpr_lut_to_dense", {
+            "indices": np.packbits(RNG.integers(0, 2, 144).astype(np.uint8)),
+            "lut": RNG.standard_normal(64).astype(np.float32), "shape": np.array([4, 6], np.uint32)}),
+        "sparse": ("iOS16", "constexpr_sparse_to_dense", {
+            "nonzero_data": DENSE[MASK != 0], "mask": np.packbits(MASK.reshape(-1), bitorder="little"),
+            "shape": np.array([4, 6], np.uint32)}),
+        "blockwise": ("iOS18", "constexpr_blockwise_shift_scale", {
+            "data": sub_byte(RNG.integers(-8, 8, (4, 6)), "int4"), "scale": SCALE}),
+        "blockwise_offset": ("iOS18", "constexpr_blockwise_shift_scale", {
+            "data": sub_byte(RNG.integers(0, 16, (4, 6)), "uint4"), "scale": SCALE,
+            "offset": sub_byte(RNG.integers(0, 16, (4, 2)), "uint4")}),
+        "palette_per_group": ("iOS18", "constexpr_lut_to_dense", {
+            "indices": sub_byte(indices, "uint2"), "lut": RNG.standard_normal((2, 3, 4, 1)).astype(np.float32)}),
+        "palette_of_vectors": ("iOS18", "constexpr_lut_to_dense", {
+            "indices": sub_byte(indices, "uint2"), "lut": RNG.standard_normal((1, 2, 4, 3)).astype(np.float32),
+            "vector_axis": np.int32(0)}),
+        "sparse_mask": ("iOS18", "constexpr_sparse_to_dense", {
+            "nonzero_data": DENSE[MASK != 0], "mask": sub_byte(MASK, "uint1")}),
+        "sparse_palette": ("iOS18", "constexpr_lut_to_sparse", {
+            "indices_mask": sub_byte(MASK, "uint1"),
+            "indices_nonzero_data": sub_byte(RNG.integers(0, 8, KEPT), "uint3"),
+            "lut": RNG.standard_normal((2, 1, 8, 1)).astype(np.float32)}),
+        "sparse_blockwise": ("iOS18", "constexpr_sparse_blockwise_shift_scale", {
+            "data_mask": sub_byte(MASK, "uint1"), "nonzero_data": BYTES[MASK != 0], "scale": SCALE}),
+    }  # fmt: skip
+
+
+def test_compressed_constants_are_expanded_as_coremltools_does(tmp_path):
+    from coremltools.converters.mil import Builder as mb
+
+    cases, seen = constants(), set()
+    for opset in ("iOS16", "iOS18"):
+        expected: dict[str, np.ndarray] = {}
+
+        def body(given: dict[str, Any], opset: str = opset, expected: dict[str, np.ndarray] = expected) -> list[Any]:
+            outputs = []
+            for name, (target, kind, params) in cases.items():
+                if target == opset:
+                    made = as_results(getattr(mb, kind)(**params))
+                    expected[name] = as_results(made[0].op.materialized_val_inference())[-1]
+                    if len(made) > 1:  # values that a mask keeps are of use only when they are put in their places
+                        made = (mb.constexpr_sparse_to_dense(nonzero_data=made[1], mask=made[0]),)
+                        dense = np.zeros(MASK.shape, np.float32)
+                        dense[MASK != 0] = expected[name]
+                        expected[name] = dense
+                    outputs.append(mb.add(x=given["zero"], y=made[0], name=name))
+            return outputs
+
+        path = save(tmp_path / f"{opset}.mlpackage", {"zero": np.zeros(1, np.float32)}, body, opset)
+        seen |= {kind for target, kind, _ in cases.values() if target == opset}
+        with Session(path) as session:
+            found = session.run({"zero": np.zeros(1, np.float32)})
+        assert set(found) == set(expected)
+        for name, right in expected.items():
+            np.testing.assert_array_equal(found[name], right, err_msg=name)
+    assert seen == {name for name in compression.OPERATORS if name.startswith("constexpr_")}
