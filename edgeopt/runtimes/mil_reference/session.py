@@ -218,9 +218,9 @@ class Session:
         scale: Any = np.float32(1)
         bias: Any = np.float32(0)
         for operation in self._function.block.operations:
-            if any(output.name.startswith(f"{name}__scaled__") for output in operation.outputs):
+            if operation.type == "mul" and operation.outputs[0].name.startswith(f"{name}__scaled__"):
                 scale = self._other_operand(operation)
-            elif any(output.name.startswith(f"{name}__biased__") for output in operation.outputs):
+            elif operation.type == "add" and operation.outputs[0].name.startswith(f"{name}__biased__"):
                 bias = self._other_operand(operation)
         channels = self.inputs[name].shape[1]
         both = [
