@@ -204,6 +204,7 @@ def check_artifact(
         asked = any(port.scale is not None and name not in table.activations for name, port in ports.items())
         behind = {name: Accumulator() for name in accumulators} if asked and quantized else None
         rounding = stack.enter_context(_reference(graph, threads)) if behind is not None else None
+        unrounded = stack.enter_context(_Unrounded(graph, artifact, path, threads)) if _rounds(artifact, path) else None
         for feed in samples:
             expected, made = exact.run(feed), runner.call(feed)
             for name, accumulator in accumulators.items():
@@ -212,6 +213,8 @@ def check_artifact(
                 rounded = rounding.run({name: runner.input_ports[name].rounded(array) for name, array in feed.items()})
                 for name, accumulator in behind.items():
                     accumulator.add(expected[name], runner.output_ports[name].rounded(rounded[name]))
+            if unrounded is not None and count < SEGMENT_SAMPLES:
+                unrounded.add(feed, expected, made)
             if segments is not None and count < segment_samples:
                 segments.add(feed)
             if count < LOCALIZE_SAMPLES:
@@ -231,15 +234,19 @@ def check_artifact(
         if integers
         else None,
         "reference_sqnr_db": reference.sqnr_db if reference is not None and quantized else None,
+        "fp16_costs_db": unrounded.costs_db() if unrounded is not None else None,
     }
     report = level_report("L2", f"{count} samples, {runner.label}", count, accumulators, **more)
     if not quantized:
         limit = FP16_REL if half else FLOAT_REL
         value = limit.value if tolerance is None else tolerance
-        above = _above("output", accumulators, value, limit.reason)
+        # What fp16 costs is the format's and stands in the report; whether the lowering is right shows without it.
+        judged = accumulators if unrounded is None else unrounded.without
+        plain = report if unrounded is None else level_report("L2", report.label, unrounded.count, judged)
+        above = _above("output", judged, value, limit.reason)
         # A deep network can amplify the rounding of the weights beyond that: then the reference, which has the same
         # weights, says how much is theirs.
-        if not half or reference is None or _below_reference(report, reference, end_to_end_db):
+        if not half or reference is None or _below_reference(plain, reference, end_to_end_db):
             failures += above
     elif reference is not None and "int8-dynamic" not in schemes:
         failures += _below_reference(report, reference, end_to_end_db)
@@ -269,6 +276,41 @@ def _below_reference(report: LevelReport, reference: LevelReport, asked: float |
         f"end to end {report.sqnr_db:.2f} dB against float, the reference {reference.sqnr_db:.2f} dB: more than"
         f" {value:g} dB less, ± {unsure:.2f} by chance ({limit.reason})"
     ]
+
+
+def _rounds(artifact: Artifact, path: Path) -> bool:
+    """Whether the file computes in fp16, on a runtime that can leave out its rounding."""
+    return artifact.float_dtype == "float16" and path.suffix == ".mlpackage"
+
+
+class _Unrounded:
+    """A file that computes in fp16, evaluated once more without the rounding, on a few samples. A context manager."""
+
+    def __init__(self, graph: QuantizedGraph, artifact: Artifact, path: Path, threads: int) -> None:
+        self._stack = ExitStack()
+        self._runner = self._stack.enter_context(open_file(path, artifact, threads=threads, rounding=False))
+        names = [value.name or "" for value in graph.model.graph.outputs]
+        self.without = {name: Accumulator() for name in names}
+        self._rounded = {name: Accumulator() for name in names}
+        self.count = 0
+
+    def __enter__(self) -> _Unrounded:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def add(self, feed: Feed, expected: Mapping[str, Array], rounded: Mapping[str, Array]) -> None:
+        self.count += 1
+        plain = self._runner.call(feed)
+        for name in self.without:
+            self.without[name].add(expected[name], _same_shape(plain[name], expected[name]))
+            self._rounded[name].add(expected[name], _same_shape(rounded[name], expected[name]))
+
+    def costs_db(self) -> float:
+        """SQNR against float without the rounding, less that with it, on the same samples."""
+        reports = [level_report("L2", "", self.count, found) for found in (self.without, self._rounded)]
+        return reports[0].sqnr_db - reports[1].sqnr_db
 
 
 class Segments:

@@ -92,6 +92,8 @@ def test_half_precision_passes_parity_and_says_what_it_is(build, tmp_path):
     feeds = samples(graph.model, 8)
     report = check_artifact(graph, artifact, path, feeds, reference=check_quantization(graph, feeds))
     assert report.failures == ()
+    assert report.fp16_costs_db is not None
+    assert abs(report.fp16_costs_db) < 3  # int8's own noise is far above
     assert "emulated: MIL reference semantics" in report.label
 
 
@@ -131,9 +133,10 @@ def test_palettes_and_blocks_are_as_good_as_they_can_be(tmp_path):
     weight = random.normal(size=(64, 64, 3, 3)).astype(np.float32)
     noise = {bits: np.square(palettize(weight, bits).dequantize() - weight).mean() for bits in (4, 6, 8)}
     # Max (1960), Quantizing for minimum distortion: 16 levels of a normal distribution leave 0.00955 of its variance.
-    assert noise[4] == pytest.approx(0.00955, rel=0.05)
-    assert noise[6] < noise[4] / 12
-    assert noise[8] < noise[6] / 12
+    assert noise[4] == pytest.approx(0.00955, rel=0.03)
+    # Each further bit leaves a quarter, all but (Panter and Dite, 1951: 2.72 / levels² for many).
+    assert noise[6] == pytest.approx(2.72 / 64**2, rel=0.25)
+    assert noise[8] == pytest.approx(2.72 / 256**2, rel=1)
     few = np.asarray([0.5, -1.25, 3.0], np.float32)[random.integers(0, 3, (8, 40))]
     assert (palettize(few, 4).dequantize() == few).all()
     stored = blocks(weight, 0)
@@ -344,7 +347,7 @@ def test_an_open_axis_that_the_graph_does_not_allow_is_named(tmp_path):
     model = Net()
     rows = model.add("Reshape", "rows", ["x", model.constant("shape", np.asarray([1, 8, 4, 16]))])
     graph = QuantizedGraph(model.model({"x": [1, 8, 8, 8]}, {rows.removesuffix("_out"): [1, 8, 4, 16]}))
-    with pytest.raises(UnsupportedOperator, match="node 'rows'.*with height and width open"):
+    with pytest.raises(UnsupportedOperator, match=r"node 'rows'.*with height and width open"):
         lowered(graph, tmp_path, sizes=((8, 8), (16, 8)))
 
 

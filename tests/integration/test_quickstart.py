@@ -14,6 +14,8 @@ import pytest
 from edgeopt.runtimes import litert, onnxruntime
 from tests.conftest import ROOT
 
+every_target = pytest.mark.parametrize("name", ["onnx", "tflite", "coreml"])
+
 
 @pytest.fixture(scope="module")
 def printed(out) -> list[str]:
@@ -65,15 +67,17 @@ def test_the_readme_shows_this_table(printed, report):
         assert any(line.startswith(name) and line.endswith(target["path"]) for line in shown)
 
 
-def test_both_targets_are_good(report):
+def test_all_targets_are_good(report):
     assert report["exit_code"] == 0
-    assert {name: target["status"] for name, target in report["targets"].items()} == {"onnx": "ok", "tflite": "ok"}
+    assert {name: target["status"] for name, target in report["targets"].items()} == dict.fromkeys(
+        ("onnx", "tflite", "coreml"), "ok"
+    )
     assert not report["parity"]["L0"]["failures"]
     assert not report["warnings"]
     assert not any(target["warnings"] for target in report["targets"].values())
 
 
-@pytest.mark.parametrize("name", ["onnx", "tflite"])
+@every_target
 def test_accuracy_stays(report, name):
     metrics = report["targets"][name]["metrics"]
     assert metrics["target"]["samples"] == 600
@@ -81,7 +85,7 @@ def test_accuracy_stays(report, name):
     assert abs(metrics["float"]["top1"] - metrics["target"]["top1"]) <= 0.005
 
 
-@pytest.mark.parametrize("name", ["onnx", "tflite"])
+@every_target
 def test_all_weighted_operators_are_int8(report, name):
     realised = report["targets"][name]["realised"]
     assert sum(realised["int8_ops"].values()) >= 12  # eleven convolutions and the classifier
@@ -91,12 +95,13 @@ def test_all_weighted_operators_are_int8(report, name):
     assert not realised["leftovers"]
 
 
-def test_both_files_carry_the_same_integers(report):
-    assert report["targets"]["onnx"]["identical_integers_with"] == ["tflite"]
-    assert report["targets"]["tflite"]["identical_integers_with"] == ["onnx"]
+def test_all_files_carry_the_same_integers(report):
+    assert report["targets"]["onnx"]["identical_integers_with"] == ["tflite", "coreml"]
+    assert report["targets"]["tflite"]["identical_integers_with"] == ["onnx", "coreml"]
+    assert report["targets"]["coreml"]["identical_integers_with"] == ["onnx", "tflite"]
 
 
-@pytest.mark.parametrize("name", ["onnx", "tflite"])
+@every_target
 def test_parity_is_that_of_the_reference(report, name):
     parity = report["targets"][name]["parity"]
     assert parity["L1"]["sqnr_db"] >= 30
