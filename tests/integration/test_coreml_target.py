@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -391,3 +392,29 @@ def test_a_missing_extra_is_one_line_with_the_command():
     done = subprocess.run([sys.executable, "-c", WITHOUT_COREMLTOOLS], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("3 the target coreml needs the package 'coremltools', which is not installed")
     assert "pip install 'edgeopt[coreml]'" in done.stdout
+
+
+@pytest.mark.parametrize("scheme", ["palette4-weights", "int4-weights"])
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_what_compression_costs_is_quantizations_and_not_the_lowerings(scheme, precision, tmp_path):
+    graph = compressed(classifier(), scheme, tmp_path)
+    artifact, path = lowered(graph, tmp_path, precision=precision)
+    feeds = samples(graph.model, 8)
+    reference = check_quantization(graph, feeds)
+    assert reference.sqnr_db < 40
+    report = check_artifact(graph, artifact, path, feeds, reference=reference)
+    assert report.failures == ()
+    assert report.sqnr_db == pytest.approx(reference.sqnr_db, abs=0.5)
+    # and a lowering that is wrong is found: one weight's channels in another order
+    other = compressed(classifier(), scheme, tmp_path)
+    name, stored = next(iter(other.quantization.compressed.items()))
+    wrong = dict(other.quantization.compressed) | {name: replace(stored, **_changed(stored))}
+    changed = replace(graph, quantization=replace(graph.quantization, compressed=wrong))
+    artifact, path = lowered(changed, tmp_path / "wrong", precision=precision)
+    assert check_artifact(graph, artifact, path, feeds, reference=reference).failures
+
+
+def _changed(stored) -> dict[str, np.ndarray]:
+    if isinstance(stored, Palette):
+        return {"indices": stored.indices[::-1].copy()}
+    return {"integers": stored.integers[::-1].copy()}
