@@ -419,15 +419,14 @@ def test_parity_between_an_onnx_file_and_a_package(tmp_path, capsys):
 
 
 def test_a_damaged_package_is_refused_in_one_line(tmp_path, capsys):
-    model, path = convolution(tmp_path)
+    _, path = convolution(tmp_path)
     blobs = path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     blobs.write_bytes(blobs.read_bytes()[:100])
     assert run(["inspect", str(path)]) == ModelError.exit_code == 2
     assert "weight.bin" in (message := capsys.readouterr().err)
     assert "cut short" in message
-    np.savez(tmp_path / "samples.npz", x=np.zeros((1, 3, 8, 8), np.float32))
-    assert run(["parity", str(model), str(path), "--data", str(tmp_path / "samples.npz")]) == TargetError.exit_code
-    assert "cut short" in capsys.readouterr().err
+    with pytest.raises(TargetError, match="cut short"), open_file(path):
+        pass
     assert run(["inspect", str(tmp_path / "absent.mlpackage")]) == 2
     assert "no such file" in capsys.readouterr().err
 
