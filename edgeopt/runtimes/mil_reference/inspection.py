@@ -22,6 +22,11 @@ from edgeopt.runtimes.mil_reference.package import (
 
 Array = npt.NDArray[Any]
 
+WEIGHTED = frozenset({"conv", "conv_transpose", "linear", "matmul", "add"})
+ACTIVATIONS = frozenset(
+    {"relu", "relu6", "clip", "leaky_relu", "prelu", "sigmoid", "sigmoid_hard", "silu", "tanh", "gelu", "elu"}
+)
+"""What Core ML fuses behind a weighted operator or a residual sum."""
 FLOAT_BYTES = {"float16": 2, "float32": 4}
 CONSTANTS = ("const", "constexpr_")
 """Beginnings of the types that hold values and compute nothing at run time."""
@@ -113,18 +118,28 @@ class Program:
         return self.constant(found[0]) if found else None
 
     def precision(self, operation: Operation) -> str:
-        """``int8`` where every data input comes from ``dequantize`` and every result goes to ``quantize``.
-
-        That is the pattern which Core ML fuses; else the dtype of the first output.
+        """``int8`` where every data input comes from ``dequantize`` and every result goes to ``quantize``, else the
+        dtype of the first output. An activation may lie between a weighted operator and ``quantize``: Core ML fuses it.
         """
-        data = [self.maker(argument) for argument in arguments(operation)]
-        data = [one for one in data if one is None or not one.type.startswith(CONSTANTS)]
-        integers = bool(data) and all(one is not None and one.type == "dequantize" for one in data)
-        readers = [reader for output in operation.outputs for reader in self.readers.get(output.name, [])]
-        if integers and readers and all(reader.type == "quantize" for reader in readers):
+        if operation.type in ("quantize", "dequantize") or (
+            self._comes_from_integers(operation) and self._goes_to_integers(operation)
+        ):
             return "int8"
         kind = operation.outputs[0].type if operation.outputs else None
         return kind.dtype if isinstance(kind, TensorType) else "other"
+
+    def _comes_from_integers(self, operation: Operation) -> bool:
+        data = [self.maker(argument) for argument in arguments(operation)]
+        data = [one for one in data if one is None or not one.type.startswith(CONSTANTS)]
+        if operation.type in ACTIVATIONS and len(data) == 1 and data[0] is not None and data[0].type in WEIGHTED:
+            return self._comes_from_integers(data[0])
+        return bool(data) and all(one is not None and one.type == "dequantize" for one in data)
+
+    def _goes_to_integers(self, operation: Operation) -> bool:
+        readers = [reader for output in operation.outputs for reader in self.readers.get(output.name, [])]
+        if operation.type in WEIGHTED and len(readers) == 1 and readers[0].type in ACTIVATIONS:
+            return self._goes_to_integers(readers[0])
+        return bool(readers) and all(reader.type == "quantize" for reader in readers)
 
     def stored_bytes(self, operation: Operation) -> int:
         """Of all constants that belong to an operator, through what expands them."""

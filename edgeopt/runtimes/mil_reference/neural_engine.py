@@ -103,7 +103,9 @@ def _moves(program: Program) -> Iterator[str]:
 
 
 def _int8(program: Program) -> Iterator[str]:
-    return (one.name for one in program.computing() if program.precision(one) == "int8")
+    for one in program.computing():
+        if one.type not in ("quantize", "dequantize") and program.precision(one) == "int8":
+            yield one.name
 
 
 RULES = (

@@ -344,7 +344,9 @@ class Session:
                 needed[id(step)] = step
                 open_names.extend(read for read in step.names() if read not in given)
         if missing:
-            raise ValueError(f"no array for input {', '.join(dict.fromkeys(missing))}; given: {', '.join(given)}")
+            raise ValueError(
+                f"no array for input {', '.join(dict.fromkeys(missing))}; given: {', '.join(sorted(given))}"
+            )
         plan = tuple(needed[key] for key in sorted(needed, key=self._order.__getitem__))
         self._plans[given, wanted] = plan
         return plan
