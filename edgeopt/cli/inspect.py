@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from edgeopt.runtimes.mil_reference.package import Feature
 
 EXAMPLES = """\b
 Examples:
   edgeopt inspect out/tflite/model.tflite
   edgeopt inspect out/onnx/model.onnx --json
+  edgeopt inspect out/coreml/model.mlpackage
   edgeopt inspect model.onnx --for tensorrt@10.3
   edgeopt inspect model.onnx --for jetpack-6.2+dla
 """
@@ -29,9 +34,10 @@ FEW = 4
 )
 @click.option("--json", "json_wanted", is_flag=True, help="Print one JSON document.")
 def command(file: Path, target: str | None, json_wanted: bool) -> int:
-    """Look into an ONNX or TFLite file: operators by precision, inputs and outputs, and every scale.
+    """Look into an ONNX, TFLite or Core ML file: operators by precision, inputs and outputs, and every scale.
 
-    With --for, ends with 1 if a rule of acceptance or speed is broken.
+    Of a Core ML package also the compression of its weights, the deployment target, and what is known to keep it off
+    the Neural Engine, each with its source. With --for, ends with 1 if a rule of acceptance or speed is broken.
     """
     from edgeopt.cli import rules
 
@@ -51,16 +57,26 @@ def command(file: Path, target: str | None, json_wanted: bool) -> int:
     click.echo(f"{file}: {found['format']}, {found['size_bytes']} bytes")
     for side in ("inputs", "outputs"):
         for spec in found[side]:
-            click.echo(f"  {side[:-1]} {spec['name']}: {spec['dtype']} {spec['shape']}")
+            click.echo(f"  {side[:-1]} {spec['name']}: {spec['dtype']} {spec['shape']}{_more(spec)}")
     for precision, ops in found["ops"].items():
         click.echo(f"  {precision}: {', '.join(f'{count} {op}' for op, count in ops.items())}")
     if found["preprocess"]:
         click.echo(f"  preprocess: {json.dumps(found['preprocess'])}")
     if found["labels"]:
         click.echo(f"  labels: {', '.join(found['labels'])}")
+    for kind, stored in found.get("compression", {}).items():
+        click.echo(
+            f"  stored as {kind}: {stored['constants']} constants, {stored['values']} values,"
+            f" {stored['stored_bytes']} bytes ({stored['float_bytes']} in float)"
+        )
+    for warning in found.get("warnings", []):
+        names = ", ".join(warning["where"][:FEW]) + (", …" if len(warning["where"]) > FEW else "")
+        click.echo(f"  Neural Engine, {warning['id']} ({len(warning['where'])}: {names}): {warning['text']}")
+        click.echo(f"    {warning['source']}")
     click.echo(f"  layers ({len(found['layers'])}):")
     for layer in found["layers"]:
         kind = f"{layer['op_type']}, {layer['precision']}, " if "op_type" in layer else ""
+        kind += f"{layer['compression']}, " if "compression" in layer else ""
         click.echo(f"    {layer['name']}: {kind}{layer['bytes']} bytes")
     click.echo(f"  scales ({len(found['scales'])} tensors):")
     for grid in found["scales"]:
@@ -77,17 +93,21 @@ def describe(file: Path) -> dict[str, Any]:
 
     Raises:
         ModelError: no such file, of another kind, or broken.
+        MissingPackage: coremltools, which reading an ``.mlpackage`` needs.
     """
     from edgeopt.errors import ModelError
 
+    hint = "Give an .onnx file, a .tflite file or an .mlpackage."
+    if file.suffix == ".mlpackage" and file.exists():
+        return {"schema": "edgeopt.inspect/1", "file": file.name, **_mlpackage(file)}
     if not file.is_file():
-        raise ModelError("there is no such file", where=str(file), hint="Give an .onnx or .tflite file.")
+        raise ModelError("there is no such file", where=str(file), hint=hint)
     if file.suffix == ".onnx":
         found = _onnx(file)
     elif file.suffix == ".tflite":
         found = _tflite(file)
     else:
-        raise ModelError("is neither .onnx nor .tflite", where=str(file), hint="Give an .onnx or .tflite file.")
+        raise ModelError("is neither .onnx, .tflite nor .mlpackage", where=str(file), hint=hint)
     return {"schema": "edgeopt.inspect/1", "file": file.name, "size_bytes": file.stat().st_size, **found}
 
 
@@ -147,6 +167,72 @@ def _tflite(file: Path) -> dict[str, Any]:
         "preprocess": json.loads(model.metadata.get(PREPROCESS, b"null")),
         "labels": json.loads(model.metadata.get(LABELS, b"[]")),
     }
+
+
+def _mlpackage(file: Path) -> dict[str, Any]:
+    from edgeopt.errors import MissingPackage, ModelError
+    from edgeopt.runtimes.mil_reference import inspection, neural_engine, package
+
+    try:
+        found = package.read(file)
+    except ValueError as error:
+        hint = "The package is damaged, or of another kind: convert the model again."
+        raise ModelError(str(error), hint=hint) from error
+    except ImportError as error:
+        if error.name != "coremltools":
+            raise
+        raise MissingPackage("coremltools", "coreml", "inspecting an .mlpackage") from error
+    function = found.main
+    program = inspection.Program(function)
+    told = found.metadata.user_defined
+    tensors = {pair[0]: name for name, pair in json.loads(told.get("edgeopt.tensors", "{}")).items()}
+    weights = {variable: name for name, variable in json.loads(told.get("edgeopt.weights", "{}")).items()}
+    labels = next(
+        (list(value.python()) for one in program.operations if one.type == "classify"
+         if (value := program.parameter(one, "classes")) is not None),
+        [],
+    )  # fmt: skip
+    return {
+        "size_bytes": sum(part.stat().st_size for part in file.rglob("*") if part.is_file()),
+        "format": f"Core ML program for {found.deployment_target} and later ({function.opset})",
+        "deployment_target": found.deployment_target,
+        "specification_version": found.specification_version,
+        "functions": list(found.functions),
+        "inputs": [_feature(feature) for feature in function.features_in],
+        "outputs": [_feature(feature) for feature in function.features_out],
+        "ops": inspection.operator_counts(program),
+        "compression": {kind: asdict(stored) for kind, stored in inspection.compressions(program).items()},
+        "scales": [
+            {**asdict(grid), "scale": list(grid.scale), "zero_point": list(grid.zero_point)}
+            for grid in inspection.grids(program, {**tensors, **weights})
+        ],
+        "layers": [asdict(layer) for layer in inspection.layers(program)],
+        "warnings": [neural_engine.as_json(warning) for warning in neural_engine.warnings(program)],
+        "preprocess": json.loads(told.get("edgeopt.preprocess", "null")),
+        "labels": labels,
+        "metadata": {"author": found.metadata.author, "description": found.metadata.description, **told},
+    }
+
+
+def _feature(feature: Feature) -> dict[str, Any]:
+    """An image is pixels; a label and its probabilities have no shape."""
+    dtype = f"{feature.color} image" if feature.kind == "image" else feature.dtype or feature.kind
+    found: dict[str, Any] = {"name": feature.name, "dtype": dtype, "shape": list(feature.shape)}
+    if feature.enumerated:
+        found["shapes"] = [list(shape) for shape in feature.enumerated]
+    if any(low != high for low, high in feature.ranges):
+        found["ranges"] = [list(pair) for pair in feature.ranges]
+    return found
+
+
+def _more(spec: dict[str, Any]) -> str:
+    """The other sizes that an input may have."""
+    shapes = [shape for shape in spec.get("shapes", []) if shape != spec["shape"]]
+    text = f", or {', '.join(map(str, shapes))}" if shapes else ""
+    for axis, (low, high) in enumerate(spec.get("ranges", [])):
+        if low != high:
+            text += f", axis {axis} {low} to {'any' if high < 0 else high}"
+    return text
 
 
 def _few(numbers: list[float]) -> str:

@@ -93,6 +93,8 @@ class LevelReport(Frozen):
         lsb_max: largest difference of a segment in steps (``L2``); None where none is cut.
         within_one_step: share of all segments' values at most one step apart (``L2``).
         reference_sqnr_db: what the integer reference itself reaches on the same samples (``L2``).
+        fp16_costs_db: how much nearer to float the outputs would be without fp16's rounding of every result (``L2``
+            of a file that computes in fp16, where a runtime can leave it out).
         segments: every segment, in graph order (``L2``).
         unmatched: tensors of the table that the artifact does not hold (it fused over them).
     """
@@ -108,6 +110,7 @@ class LevelReport(Frozen):
     within_one_step: float | None = None
     top1_agreement: float | None = None
     reference_sqnr_db: float | None = None
+    fp16_costs_db: float | None = None
     outputs: dict[str, OutputParity]
     segments: tuple[SegmentParity, ...] = ()
     unmatched: tuple[str, ...] = ()

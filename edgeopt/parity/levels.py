@@ -25,6 +25,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt.frontends import Source
+from edgeopt.graph.compression import COMPRESSED
 from edgeopt.graph.qdq import INTEGERS_SUFFIX, to_qdq
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
 from edgeopt.parity.compare import (
@@ -63,6 +64,9 @@ class Tolerance:
 
 FLOAT_REL = Tolerance(1e-4, "float32 sums in another order differ by 1e-7 to 1e-5 in deep networks")
 FP16_REL = Tolerance(1e-2, "fp16 has 11 bits: 5e-4 per rounding, and roundings of a deep network add up")
+OF_QUANTIZATION = Tolerance(
+    0.5, "where the weights' own rounding moves an output further, half of that: such a network amplifies everything"
+)
 WITHIN_ONE_STEP = Tolerance(
     0.999, "on equal integers two right kernels differ where a value lies near a tie: by one step, never by more"
 )
@@ -186,7 +190,7 @@ def check_artifact(
     kept: list[Feed] = []
     table = graph.quantization or Quantization()
     schemes = set(table.schemes.values())
-    quantized = any(scheme.startswith("int8") for scheme in schemes)
+    quantized = any(scheme.startswith("int8") for scheme in schemes) or bool(schemes & COMPRESSED)
     half = "fp16" in schemes or artifact.float_dtype == "float16"
     accumulators = {value.name or "": Accumulator() for value in graph.model.graph.outputs}
     count = 0
@@ -195,7 +199,8 @@ def check_artifact(
         runner = stack.enter_context(open_file(path, artifact, threads=threads))
         segments = (
             stack.enter_context(Segments(graph, artifact, path, threads=threads, tolerance=tolerance))
-            if table.schemes and segment_samples
+            # Without tensors of the table all of the file is one segment: in fp16 it is judged without the rounding.
+            if table.schemes and segment_samples and (table.activations or not _rounds(artifact, path))
             else None
         )
         # Integers that the caller asked for at a place where the table has none: the reference is judged behind the
@@ -204,6 +209,7 @@ def check_artifact(
         asked = any(port.scale is not None and name not in table.activations for name, port in ports.items())
         behind = {name: Accumulator() for name in accumulators} if asked and quantized else None
         rounding = stack.enter_context(_reference(graph, threads)) if behind is not None else None
+        unrounded = stack.enter_context(_Unrounded(graph, artifact, path, threads)) if _rounds(artifact, path) else None
         for feed in samples:
             expected, made = exact.run(feed), runner.call(feed)
             for name, accumulator in accumulators.items():
@@ -212,6 +218,8 @@ def check_artifact(
                 rounded = rounding.run({name: runner.input_ports[name].rounded(array) for name, array in feed.items()})
                 for name, accumulator in behind.items():
                     accumulator.add(expected[name], runner.output_ports[name].rounded(rounded[name]))
+            if unrounded is not None and count < SEGMENT_SAMPLES:
+                unrounded.add(feed, expected, made)
             if segments is not None and count < segment_samples:
                 segments.add(feed)
             if count < LOCALIZE_SAMPLES:
@@ -231,9 +239,12 @@ def check_artifact(
         if integers
         else None,
         "reference_sqnr_db": reference.sqnr_db if reference is not None and quantized else None,
+        "fp16_costs_db": unrounded.costs_db() if unrounded is not None else None,
     }
     report = level_report("L2", f"{count} samples, {runner.label}", count, accumulators, **more)
-    if not quantized:
+    if unrounded is not None and not table.activations:
+        failures += unrounded.failures(reference, tolerance)
+    elif not quantized:
         limit = FP16_REL if half else FLOAT_REL
         value = limit.value if tolerance is None else tolerance
         above = _above("output", accumulators, value, limit.reason)
@@ -269,6 +280,65 @@ def _below_reference(report: LevelReport, reference: LevelReport, asked: float |
         f"end to end {report.sqnr_db:.2f} dB against float, the reference {reference.sqnr_db:.2f} dB: more than"
         f" {value:g} dB less, ± {unsure:.2f} by chance ({limit.reason})"
     ]
+
+
+def _rounds(artifact: Artifact, path: Path) -> bool:
+    """Whether the file computes in fp16, on a runtime that can leave out its rounding."""
+    return artifact.float_dtype == "float16" and path.suffix == ".mlpackage"
+
+
+class _Unrounded:
+    """A file that computes in fp16, evaluated once more without the rounding, on a few samples. A context manager.
+
+    What the rounding costs is the format's and stands in the report; whether the lowering is right shows without it,
+    against the reference, which has the same weights.
+    """
+
+    def __init__(self, graph: QuantizedGraph, artifact: Artifact, path: Path, threads: int) -> None:
+        self._stack = ExitStack()
+        self._runner = self._stack.enter_context(open_file(path, artifact, threads=threads, rounding=False))
+        self._reference = self._stack.enter_context(_reference(graph, threads))
+        names = [value.name or "" for value in graph.model.graph.outputs]
+        self._without = {name: Accumulator() for name in names}
+        self._rounded = {name: Accumulator() for name in names}
+        self._lowering = {name: Accumulator() for name in names}
+        self._count = 0
+
+    def __enter__(self) -> _Unrounded:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def add(self, feed: Feed, expected: Mapping[str, Array], rounded: Mapping[str, Array]) -> None:
+        """One sample; ``expected``: of the float graph, ``rounded``: of the file as it is."""
+        self._count += 1
+        plain, reference = self._runner.call(feed), self._reference.run(feed)
+        for name in self._without:
+            value = _same_shape(plain[name], expected[name])
+            self._without[name].add(expected[name], value)
+            self._rounded[name].add(expected[name], _same_shape(rounded[name], expected[name]))
+            self._lowering[name].add(reference[name], value)
+
+    def costs_db(self) -> float:
+        """SQNR against float without the rounding, less that with it, on the same samples."""
+        reports = [level_report("L2", "", self._count, found) for found in (self._without, self._rounded)]
+        return reports[0].sqnr_db - reports[1].sqnr_db
+
+    def failures(self, reference: LevelReport | None, tolerance: float | None) -> list[str]:
+        """Outputs that differ from the reference by more than storing numbers in fp16 can explain."""
+        limit = FP16_REL.value if tolerance is None else tolerance
+        found = []
+        for name, accumulator in self._lowering.items():
+            known = reference.outputs.get(name) if reference is not None else None
+            most = max(limit, OF_QUANTIZATION.value * known.rel) if known is not None else limit
+            rel = accumulator.result().rel
+            if not rel <= most:
+                found.append(
+                    f"output '{name}', without fp16's rounding: relative error {rel:.2e} against the integer reference;"
+                    f" at most {most:.2g} ({FP16_REL.reason}; {OF_QUANTIZATION.reason})"
+                )
+        return found
 
 
 class Segments:

@@ -6,6 +6,7 @@ Names, permutations and integer grids of an artifact are undone here, so that ev
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,7 +129,12 @@ def runnable(folder: Path, artifact: Artifact) -> Path:
 
 @contextmanager
 def open_file(
-    path: Path, artifact: Artifact | None = None, *, threads: int = 1, accelerated: bool = True
+    path: Path,
+    artifact: Artifact | None = None,
+    *,
+    threads: int = 1,
+    accelerated: bool = True,
+    rounding: bool = True,
 ) -> Iterator[FileRunner]:
     """An ``.onnx``, ``.tflite`` or ``.mlpackage`` file, to be called as its source is.
 
@@ -137,6 +143,7 @@ def open_file(
         artifact: what edgeopt knows of it: source names and permutations. Without it names are the file's own.
         threads: fixed, so that results repeat.
         accelerated: graph optimisations (ONNX Runtime) or the XNNPACK delegate (LiteRT) on.
+        rounding: off: an ``.mlpackage`` is evaluated without fp16's rounding, which tells what that costs.
 
     Raises:
         ModelError: none of these formats.
@@ -159,10 +166,15 @@ def open_file(
 
             session = litert.Session(path, threads=threads, delegate=accelerated)
             label = f"LiteRT {litert.version()}, {'XNNPACK' if accelerated else 'built-in kernels'}, {many}"
+        elif path.suffix == ".mlpackage" and sys.platform == "darwin" and rounding:
+            from edgeopt.runtimes import coreml
+
+            session = coreml.Session(path)
+            label = f"measured: Core ML, {coreml.version()}, compute unit cpu"
         elif path.suffix == ".mlpackage":
             from edgeopt.runtimes import mil_reference
 
-            session = mil_reference.Session(path, threads=threads)
+            session = mil_reference.Session(path, threads=threads, rounding=rounding)
             label = f"emulated: MIL reference semantics ({mil_reference.version()}), {many}"
         else:
             hint = "an .onnx file, a .tflite file or an .mlpackage is needed"

@@ -53,11 +53,12 @@ def compare(job: ComparisonJob) -> LevelReport:
         samples = job.inputs.open("evaluation", signature)
         if samples is None:
             raise DataError("no samples to compare on", hint="Give --data.")
+        labels = [model.label for model in (reference, candidate) if isinstance(model, FileRunner)]
         return compare_models(
             reference,
             candidate,
             Few(samples, job.samples),
-            label=samples.where,
+            label=", ".join([samples.where, *dict.fromkeys(labels)]),
             tolerance=job.limits.tolerance,
             min_sqnr_db=job.limits.min_sqnr_db,
             min_top1_agreement=job.limits.min_top1_agreement,

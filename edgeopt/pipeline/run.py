@@ -145,7 +145,7 @@ class _Run:
                 out,
             ),
         )
-        refused = self._check_targets(imported)
+        rejected = self._check_targets(imported)
         passed = self._step(
             "passes",
             plan.passes_key,
@@ -153,7 +153,7 @@ class _Run:
             PASSES_LIMIT_S,
             lambda out: jobs.PassesJob(imported, recipe.passes, self._inputs, recipe.effort, THREADS, recipe.seed, out),
         )
-        built = self._build_targets(plan, imported, passed, refused)
+        built = self._build_targets(plan, imported, passed, rejected)
         folders = {name: result for name, result in built.items() if isinstance(result, Path)}
         errors = {name: result for name, result in built.items() if isinstance(result, EdgeoptError)}
         for name in built:
@@ -208,22 +208,22 @@ class _Run:
         looking = {name: target for name, target in requested.items() if type(target).check is not Target.check}
         if not looking:
             return {}
-        refused: dict[str, EdgeoptError] = self._work(
+        rejected: dict[str, EdgeoptError] = self._work(
             "check targets", "check_targets", jobs.CheckJob(imported, looking), IMPORT_LIMIT_S
         )
-        if len(refused) == len(requested) and not any(isinstance(e, SetupError) for e in refused.values()):
-            raise next(iter(refused.values()))
-        return refused
+        if len(rejected) == len(requested) and not any(isinstance(e, SetupError) for e in rejected.values()):
+            raise next(iter(rejected.values()))
+        return rejected
 
     def _build_targets(
-        self, plan: Plan, imported: Path, passed: Path, refused: Mapping[str, EdgeoptError]
+        self, plan: Plan, imported: Path, passed: Path, rejected: Mapping[str, EdgeoptError]
     ) -> dict[str, Path | EdgeoptError]:
         """All targets, side by side; one that fails does not stop the others."""
         recipe, store, start = self._recipe, self._store, time.monotonic()
         requested = recipe.requested()
         calls, folders = {}, {}
         for name, target in requested.items():
-            if name in refused or store.has(name, plan.target_keys[name]):
+            if name in rejected or store.has(name, plan.target_keys[name]):
                 continue
             folders[name] = store.new_scratch(name)
             job = jobs.TargetJob(
@@ -242,7 +242,7 @@ class _Run:
         results = self._workers.run_all(calls)
         built: dict[str, Path | EdgeoptError] = {}
         for name in requested:
-            result = refused.get(name, results.get(name))
+            result = rejected.get(name, results.get(name))
             if isinstance(result, OSError):
                 result = refused(result, store.out)
             if isinstance(result, OutOfSpace):

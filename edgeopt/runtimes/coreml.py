@@ -58,6 +58,9 @@ class Session:
         ImportError: coremltools is not installed.
     """
 
+    inputs: dict[str, TensorInfo]
+    outputs: dict[str, TensorInfo]
+
     def __init__(self, path: Path, *, compute_unit: ComputeUnit = "cpu") -> None:
         if sys.platform != "darwin":
             raise ValueError("Core ML runs on macOS only")

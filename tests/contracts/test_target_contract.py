@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from edgeopt import digest
+from edgeopt.errors import UsageError
 from edgeopt.graph.qdq import to_qdq
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.parity.runners import runnable
@@ -20,7 +22,11 @@ from tests.integration.minmax_table import minmax_table
 
 SCHEMES: tuple[SchemeName, ...] = ("fp32", "fp16", "int8", "int8-weights", "int8-dynamic")
 every_target = pytest.mark.parametrize("kind", TARGETS, ids=lambda kind: kind.__name__)
-every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
+every_pair = pytest.mark.parametrize(
+    ("kind", "scheme"),
+    [(kind, scheme) for kind in TARGETS for scheme in SCHEMES if scheme in kind.schemes],
+    ids=lambda one: getattr(one, "__name__", one),
+)
 
 
 def table(scheme: SchemeName, tmp_path: Path) -> QuantizedGraph:
@@ -33,7 +39,15 @@ def lowered(kind: type[Target], graph: QuantizedGraph, out: Path):
 
 
 @every_target
-@every_scheme
+def test_a_scheme_that_the_format_has_not_is_refused_before_work(kind):
+    everything = frozenset(get_args(SchemeName))
+    kind().check_schemes(kind.schemes)
+    for scheme in everything - kind.schemes:
+        with pytest.raises(UsageError, match=scheme):
+            kind().check_schemes(frozenset({scheme}))
+
+
+@every_pair
 def test_lower_writes_what_it_says_and_leaves_the_graph_alone(kind, scheme, tmp_path):
     graph = table(scheme, tmp_path)
     before = content(graph.model)
@@ -51,8 +65,7 @@ def test_lower_writes_what_it_says_and_leaves_the_graph_alone(kind, scheme, tmp_
     assert [one.name for one in artifact.signature.outputs] == [artifact.names.get("logits", "logits")]
 
 
-@every_target
-@every_scheme
+@every_pair
 def test_the_same_graph_gives_the_same_bytes(kind, scheme, tmp_path):
     graph = table(scheme, tmp_path)
     first, second = (lowered(kind, graph, tmp_path / name) for name in ("first", "second"))

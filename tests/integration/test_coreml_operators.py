@@ -21,7 +21,18 @@ from edgeopt.targets.coreml.operators import LOWERINGS
 from tests.integration.minmax_table import minmax_table
 from tests.integration.small_nets import Net
 from tests.integration.test_tflite_operators import CASES as SHARED
-from tests.integration.test_tflite_operators import Case, built, feeds, ints, logic, names, resized, unary
+from tests.integration.test_tflite_operators import (
+    Case,
+    built,
+    feeds,
+    ints,
+    logic,
+    names,
+    pool,
+    reshaped,
+    resized,
+    unary,
+)
 
 
 def indexed(net: Net, x: str) -> str:
@@ -61,7 +72,7 @@ CASES = [
     ),
     Case("Pad", lambda net, x: net.add("Pad", "op", [x, ints(net, "pads", 0, 1, 0, 0, 0, 0, 0, 0)]), "channels"),
 ]  # fmt: skip
-LABELS = [names(case) for case in CASES]
+LABELS = [f"{names(case)}-{index}" for index, case in enumerate(CASES)]
 TABLE_ONLY = {"QuantizeLinear", "DequantizeLinear"}
 
 
@@ -140,15 +151,14 @@ def test_integers_equal_the_reference(label, integers):
 
 
 REFUSED = {
-    "six axes": Case("Reshape", lambda net, x: net.add("Reshape", "op", [x, ints(net, "s", 1, 2, 4, 6, 2, 3)])),
-    "dilated pool": Case("MaxPool", lambda net, x: net.add("MaxPool", "op", [x], kernel_shape=[2, 2], dilations=[2, 2])),
-    "no MIL operators": Case("Hardmax", lambda net, x: net.add("Hardmax", "op", [x])),
+    "a tensor of 6 axes": reshaped("Reshape", 1, 2, 4, 6, 2, 3),
+    "a dilated pool": pool("MaxPool", [2, 2], dilations=[2, 2]),
+    "no MIL operators": unary("Hardmax"),
 }
 
 
 @pytest.mark.parametrize("why", REFUSED)
 def test_what_core_ml_lacks_is_named_with_its_node(why, tmp_path: Path):
     model = built(REFUSED[why], between=False)
-    with pytest.raises(UnsupportedOperator, match=f"(?s)op'.*{why}|{why}") as caught:
+    with pytest.raises(UnsupportedOperator, match=f"node 'op' .*{why}"):
         CoremlTarget().check(model)
-    assert "node 'op'" in str(caught.value)

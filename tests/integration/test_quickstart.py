@@ -14,6 +14,8 @@ import pytest
 from edgeopt.runtimes import litert, onnxruntime
 from tests.conftest import ROOT
 
+every_target = pytest.mark.parametrize("name", ["onnx", "tflite", "coreml", "tensorrt"])
+
 
 @pytest.fixture(scope="module")
 def printed(out) -> list[str]:
@@ -68,7 +70,7 @@ def test_the_readme_shows_this_table(printed, report):
 def test_all_targets_are_good(report):
     assert report["exit_code"] == 0
     statuses = {name: target["status"] for name, target in report["targets"].items()}
-    assert statuses == {"onnx": "ok", "tflite": "ok", "tensorrt": "not_built"}
+    assert statuses == {"onnx": "ok", "tflite": "ok", "coreml": "ok", "tensorrt": "not_built"}
     assert not report["parity"]["L0"]["failures"]
     assert not report["warnings"]
     # A network of this size may well be slower in int8, by machine: no defect of the files.
@@ -76,7 +78,7 @@ def test_all_targets_are_good(report):
     assert not others
 
 
-@pytest.mark.parametrize("name", ["onnx", "tflite", "tensorrt"])
+@every_target
 def test_accuracy_stays(report, name):
     metrics = report["targets"][name]["metrics"]
     assert metrics["target"]["samples"] == 600
@@ -84,7 +86,7 @@ def test_accuracy_stays(report, name):
     assert abs(metrics["float"]["top1"] - metrics["target"]["top1"]) <= 0.005
 
 
-@pytest.mark.parametrize("name", ["onnx", "tflite"])
+@every_target
 def test_all_weighted_operators_are_int8(report, name):
     realised = report["targets"][name]["realised"]
     assert sum(realised["int8_ops"].values()) >= 12  # eleven convolutions and the classifier
@@ -94,9 +96,10 @@ def test_all_weighted_operators_are_int8(report, name):
     assert not realised["leftovers"]
 
 
-def test_both_files_carry_the_same_integers(report):
-    assert report["targets"]["onnx"]["identical_integers_with"] == ["tflite"]
-    assert report["targets"]["tflite"]["identical_integers_with"] == ["onnx"]
+def test_all_files_carry_the_same_integers(report):
+    assert report["targets"]["onnx"]["identical_integers_with"] == ["tflite", "coreml"]
+    assert report["targets"]["tflite"]["identical_integers_with"] == ["onnx", "coreml"]
+    assert report["targets"]["coreml"]["identical_integers_with"] == ["onnx", "tflite"]
 
 
 def test_a_target_with_grids_of_its_own_says_why(report):
@@ -106,7 +109,7 @@ def test_a_target_with_grids_of_its_own_says_why(report):
     assert not any(other["own_grids"] for name, other in report["targets"].items() if name != "tensorrt")
 
 
-@pytest.mark.parametrize("name", ["onnx", "tflite", "tensorrt"])
+@every_target
 def test_parity_is_that_of_the_reference(report, name):
     parity = report["targets"][name]["parity"]
     assert parity["L1"]["sqnr_db"] >= 30

@@ -16,8 +16,9 @@ Array = npt.NDArray[Any]
 BLOCK = 32
 """Input channels per scale: what coremltools' block-wise quantization takes by default
 (``OpLinearQuantizerConfig.block_size``)."""
-ROUNDS = 30
-"""Of k-means; after a dozen the values of a trained layer's palette move by less than a float16 step."""
+ROUNDS = 60
+"""Of k-means at most; from where it starts, 64 values of a normal distribution are within 1 % of the least error."""
+BINS = 4096
 SHRINK = np.linspace(1.0, 0.6, 9)
 """Shares of a block's largest value that its scale is tried for: clipping few values can pay for finer steps."""
 
@@ -43,7 +44,10 @@ def compress(model: ir.Model, placement: Placement) -> tuple[dict[str, Palette |
 
 
 def palettize(weight: Array, bits: int) -> Palette:
-    """The palette of least squared error, by k-means on one axis (Lloyd, 1982) from evenly filled bins.
+    """The palette of least squared error, by k-means on one axis (Lloyd, 1982).
+
+    It starts from values as dense as the cube root of the weights' density, which is optimal for many of them
+    (Panter and Dite, 1951).
 
     Args:
         weight: float32, any shape.
@@ -52,7 +56,9 @@ def palettize(weight: Array, bits: int) -> Palette:
     flat = np.sort(weight.reshape(-1).astype(np.float64))
     count = 2**bits
     totals = np.concatenate(([0.0], np.cumsum(flat)))
-    middles = np.quantile(flat, (np.arange(count) + 0.5) / count)
+    filled, borders = np.histogram(flat, BINS)
+    spread = np.concatenate(([0.0], np.cumsum(np.cbrt(filled))))
+    middles = np.interp((np.arange(count) + 0.5) / count, spread / spread[-1], borders)
     for _ in range(ROUNDS):
         borders = np.searchsorted(flat, (middles[1:] + middles[:-1]) / 2)
         edges = np.concatenate(([0], borders, [flat.size]))

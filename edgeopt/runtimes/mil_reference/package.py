@@ -469,9 +469,7 @@ class _Reader:
             stored = packed_bytes(count, dtype)
         if array.size != count:
             raise ValueError(f"{self._file}: damaged: {where} has {array.size} values; its shape {list(shape)} {count}")
-        array = array.reshape(shape)
-        array.flags.writeable = False
-        return Constant(declared, array, stored)
+        return Constant(declared, self._shaped(array, shape, where), stored)
 
     def _from_file(self, blob: Any, declared: TensorType, where: str) -> Constant:
         shape = self._shape(declared, where)
@@ -485,23 +483,33 @@ class _Reader:
             array = weights.values(int(blob.offset), declared.dtype, math.prod(shape))
         except ValueError as error:
             raise ValueError(f"{error} ({where})") from error
-        array = array.reshape(shape)
-        array.flags.writeable = False
+        array = self._shaped(array, shape, where)
         return Constant(declared, array, packed_bytes(array.size, declared.dtype), int(blob.offset))
+
+    def _shaped(self, array: Array, shape: tuple[int, ...], where: str) -> Array:
+        try:
+            array = array.reshape(shape)
+        except (ValueError, OverflowError) as error:  # no values, and sizes beyond what an array may have
+            raise ValueError(f"{self._file}: damaged: {where}: {error}") from error
+        array.flags.writeable = False
+        return array
 
     def _feature(self, feature: Any) -> Feature:
         kind = feature.type.WhichOneof("Type")
         more: dict[str, Any] = {}
-        if kind == "imageType":
-            more = {"kind": "image", **_image(feature.type.imageType)}
-        elif kind == "multiArrayType":
-            more = {"kind": "array", **_array(feature.type.multiArrayType)}
-        elif kind == "stateType":
-            more = {"kind": "state", **_array(feature.type.stateType.arrayType)}
-        elif kind is not None:
-            more = {"kind": kind.removesuffix("Type")}
-        else:
-            raise ValueError(f"{self._file}: damaged: input or output '{feature.name}' has no type")
+        try:
+            if kind == "imageType":
+                more = {"kind": "image", **_image(feature.type.imageType)}
+            elif kind == "multiArrayType":
+                more = {"kind": "array", **_array(feature.type.multiArrayType)}
+            elif kind == "stateType":
+                more = {"kind": "state", **_array(feature.type.stateType.arrayType)}
+            elif kind is not None:
+                more = {"kind": kind.removesuffix("Type")}
+            else:
+                raise ValueError("it has no type")
+        except ValueError as error:  # also protobuf's, of an enumerator that is not known
+            raise ValueError(f"{self._file}: damaged: input or output '{feature.name}': {error}") from error
         return Feature(
             name=feature.name, optional=feature.type.isOptional, description=feature.shortDescription, **more
         )

@@ -218,9 +218,9 @@ class Session:
         scale: Any = np.float32(1)
         bias: Any = np.float32(0)
         for operation in self._function.block.operations:
-            if any(output.name.startswith(f"{name}__scaled__") for output in operation.outputs):
+            if operation.type == "mul" and operation.outputs[0].name.startswith(f"{name}__scaled__"):
                 scale = self._other_operand(operation)
-            elif any(output.name.startswith(f"{name}__biased__") for output in operation.outputs):
+            elif operation.type == "add" and operation.outputs[0].name.startswith(f"{name}__biased__"):
                 bias = self._other_operand(operation)
         channels = self.inputs[name].shape[1]
         both = [
@@ -344,7 +344,9 @@ class Session:
                 needed[id(step)] = step
                 open_names.extend(read for read in step.names() if read not in given)
         if missing:
-            raise ValueError(f"no array for input {', '.join(dict.fromkeys(missing))}; given: {', '.join(given)}")
+            raise ValueError(
+                f"no array for input {', '.join(dict.fromkeys(missing))}; given: {', '.join(sorted(given))}"
+            )
         plan = tuple(needed[key] for key in sorted(needed, key=self._order.__getitem__))
         self._plans[given, wanted] = plan
         return plan

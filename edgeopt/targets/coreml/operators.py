@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,7 @@ from edgeopt.targets.coreml import pixels as px
 from edgeopt.targets.coreml import reductions as rd
 from edgeopt.targets.coreml import weighted as wt
 from edgeopt.targets.coreml.deployment import OLDEST, number
-from edgeopt.targets.coreml.emit import MOST_AXES, SMALLEST_HALF, Emitter
+from edgeopt.targets.coreml.emit import MOST_AXES, SMALLEST_HALF, Array, Emitter
 
 Precision = Callable[[ir.Node], bool]
 """Whether a node computes in float16."""
@@ -73,12 +74,12 @@ def dequantize(e: Emitter, node: ir.Node) -> None:
     e.write(node, e.mb.dequantize(input=var, scale=scaled, name=e.name(node), **_zero_point(zero_point)))
 
 
-def _scale(e: Emitter, scale: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> np.floating[object]:
+def _scale(e: Emitter, scale: Array) -> np.floating[Any]:
     value = float(scale)
     return e.number(max(value, SMALLEST_HALF) if e.half else value)
 
 
-def _zero_point(zero_point: np.ndarray[tuple[int, ...], np.dtype[np.int8]]) -> dict[str, np.int8]:
+def _zero_point(zero_point: Array) -> dict[str, np.int8]:
     """Left out where it is 0, as MIL has it."""
     return {"zero_point": np.int8(zero_point)} if int(zero_point) else {}
 

@@ -21,7 +21,7 @@ def check_pool(node: ir.Node) -> str | None:
         return "pads that are not written out"
     begins, ends, given = _pads(node)
     beyond = any(used > asked for used, asked in zip(ends, given, strict=True))
-    if node.op_type == "AveragePool" and beyond and node.attributes.get_int("count_include_pad", 0):
+    if node.op_type == "AveragePool" and beyond and node.attributes.get_int("count_include_pad", 0) == 1:
         return "ceil_mode with windows beyond the padding that counts"
     kernel = ints(node, "kernel_shape", ())
     if any(pad >= size for pad, size in zip((*begins, *ends), (*kernel, *kernel), strict=True)):
