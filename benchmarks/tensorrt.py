@@ -240,7 +240,8 @@ def main() -> None:
         print(f"tensorrt: {name}", file=sys.stderr, flush=True)
         assert nets is not None
         publish("rules", name, rules(name, convert_net(nets, name)))
-    print(markdown(before(), titles))
+    record = before()
+    tables.publish("tensorrt", markdown(record, titles), record, write=arguments.write)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt.cli import run
-from edgeopt.errors import TargetError
+from edgeopt.errors import UnsupportedOperator
 from edgeopt.formats.onnx import load
 from edgeopt.graph.constraints import unite
 from edgeopt.graph.qdq import to_qdq
@@ -305,9 +305,11 @@ def test_an_operator_that_a_release_does_not_read_is_named(tmp_path):
     net.add("Hardmax", "y", [net.conv("stem", "x", 3, 4)], axis=1)
     model = net.model({"x": [1, 3, 8, 8]}, {"y": [1, 4, 8, 8]})
     graph = minmax_table(model, small_nets.samples(model, 2))
+    old = TensorrtTarget(version="8.5")
     written(graph, tmp_path / "new", version="10.3")
-    with pytest.raises(TargetError, match=r"node y: TensorRT 8\.5 does not read Hardmax"):
-        written(graph, tmp_path / "old", version="8.5")
+    for refused in (lambda: written(graph, tmp_path / "old", version="8.5"), lambda: old.check(model)):
+        with pytest.raises(UnsupportedOperator, match=r"node y: TensorRT 8\.5 does not read Hardmax"):
+            refused()
 
 
 # --- files of other tools

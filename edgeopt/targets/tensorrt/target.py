@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy.typing as npt
+import onnx_ir as ir
 from pydantic import field_validator, model_validator
 
 from edgeopt import digest
@@ -22,7 +23,14 @@ from edgeopt.targets.tensorrt import bundle, realise, versions
 from edgeopt.targets.tensorrt.table import own_table
 from edgeopt.targets.tensorrt.verdict import FileVerdict, check_file
 from edgeopt.targets.tensorrt.versions import Version
-from edgeopt.targets.tensorrt.write import dequantized_scales, serialised, write_float, write_half, write_model
+from edgeopt.targets.tensorrt.write import (
+    check_operators,
+    dequantized_scales,
+    serialised,
+    write_float,
+    write_half,
+    write_model,
+)
 from edgeopt.types import Artifact, Engine, Preprocess, Realised, Signature
 
 
@@ -69,6 +77,10 @@ class TensorrtTarget(Target):
         """Symmetric activation grids from the shared ranges, where TensorRT rounds and nowhere else."""
         return own_table(graph)
 
+    def check(self, model: ir.Model) -> None:
+        """Refuse a canonical graph with an operator that the release does not read: UnsupportedOperator."""
+        check_operators(model, self.release())
+
     def lower(
         self,
         graph: QuantizedGraph,
@@ -80,8 +92,8 @@ class TensorrtTarget(Target):
         """Write the bundle into ``out``; its samples come with ``finish``.
 
         Raises:
-            TargetError: an operator that the release does not read, a weight that does not fit into fp16, or a file
-                that breaks a rule of acceptance.
+            UnsupportedOperator: one that the release does not read.
+            TargetError: a weight that does not fit into fp16, or a file that breaks a rule of acceptance.
         """
         release, graph = self.release(), own_table(graph)
         gpu = Version(release.release, release.jetpack)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgeopt.errors import TargetError
+from edgeopt.errors import UnsupportedOperator
 from edgeopt.formats.onnx import LABELS, PREPROCESS
 from edgeopt.graph.opset import OLDEST, convert_opset, expand_pad_axes
 from edgeopt.graph.placement import WEIGHTED
@@ -45,7 +45,8 @@ def write_model(
         preprocess, labels: what travels in the file's metadata.
 
     Raises:
-        TargetError: an operator that the release does not read, or a weight that float16 cannot hold.
+        UnsupportedOperator: one that the release does not read.
+        TargetError: a weight that float16 cannot hold.
     """
     model = to_qdq(graph)
     table = graph.quantization or Quantization()
@@ -99,6 +100,11 @@ def finished(model: ir.Model, version: Version, preprocess: Preprocess | None, l
     if labels:
         model.metadata_props[LABELS] = json.dumps(labels)
     return model
+
+
+def check_operators(model: ir.Model, version: Version) -> None:
+    """Refuse a float graph with an operator that the release does not read in any opset: UnsupportedOperator."""
+    _in_opset(model, version)
 
 
 def serialised(model: ir.Model) -> bytes:
@@ -203,7 +209,7 @@ def _in_opset(model: ir.Model, version: Version) -> ir.Model:
             )
     if candidates:
         return candidates[0][1]
-    raise TargetError(
+    raise UnsupportedOperator(
         failures[0] if failures else f"no opset of {version.label} holds this graph",
         where="target tensorrt",
         hint="`edgeopt inspect MODEL --for tensorrt@VERSION` lists what a release reads",
