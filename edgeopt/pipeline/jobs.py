@@ -5,6 +5,7 @@ Every job leaves ``result.json`` (its record) beside what it made, so that a fin
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -341,10 +342,12 @@ class TargetResult(Frozen):
     quantization: LevelReport
     parity: LevelReport
     metrics: Metrics | None
+    seconds: float
 
 
 def build_target(job: TargetJob) -> None:
     """Write the artifact, read it back, and hold it against the integer reference and the labels."""
+    start = time.monotonic()
     name = job.target.name
     imported, passed = read_result(job.imported, ImportResult), read_result(job.passed, PassesResult)
     graph = load_graph(job.passed)
@@ -387,7 +390,16 @@ def build_target(job: TargetJob) -> None:
             top1 = float((answers == evaluation.labels).mean())
             metrics = Metrics(float_=passed.float_top1, target=Metric(top1=top1, samples=len(answers)))
     parity = _labelled(parity, about_samples)
-    _write_result(job.out, TargetResult(artifact=artifact, quantization=quantization, parity=parity, metrics=metrics))
+    _write_result(
+        job.out,
+        TargetResult(
+            artifact=artifact,
+            quantization=quantization,
+            parity=parity,
+            metrics=metrics,
+            seconds=round(time.monotonic() - start, 3),
+        ),
+    )
 
 
 def _localized(

@@ -68,6 +68,7 @@ class TargetRecord(Frozen):
         identical_integers_with: targets that carry the same weight integers and the same activation grids.
         own_grids: why its activation grids are its own, and what that costs.
         engine: what the device's own runtime built, where it is here.
+        seconds: wall-clock seconds of writing and checking it, when that was done; targets run side by side.
     """
 
     status: Status
@@ -86,6 +87,7 @@ class TargetRecord(Frozen):
     identical_integers_with: tuple[str, ...] = ()
     own_grids: str | None = None
     engine: Engine | None = None
+    seconds: float | None = None
     warnings: tuple[str, ...] = ()
 
 

@@ -406,6 +406,7 @@ class _Run:
             identical_integers_with=same,
             own_grids=own,
             engine=artifact.engine,
+            seconds=result.seconds,
             warnings=tuple(warnings),
         )
 

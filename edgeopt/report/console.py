@@ -46,5 +46,8 @@ def _below(report: Report, out: Path) -> list[str]:
             lines.append(f"{name}: same integers as {', '.join(target.identical_integers_with)}")
         if target.own_grids is not None:
             lines.append(f"{name}: activation grids of its own: {target.own_grids}")
+    seconds = [f"{name} {target.seconds:.1f}" for name, target in report.targets.items() if target.seconds is not None]
+    if seconds:
+        lines.append(f"seconds for each, side by side: {', '.join(seconds)}")
     lines += [f"{column}: {text}" for column, text in ABOUT.items()]
     return lines
