@@ -90,8 +90,8 @@ def test_accuracy_stays(report, name):
 def test_all_weighted_operators_are_int8(report, name):
     realised = report["targets"][name]["realised"]
     assert sum(realised["int8_ops"].values()) >= 12  # eleven convolutions and the classifier
-    # Levels of the input, where held-back images kept them, or Core ML's pixels are one float multiplication and addition,
-    # and its class probabilities one softmax; nothing else is.
+    # Levels of the input, where held-back images kept them, or the pixels of Core ML are one float multiplication and
+    # addition, and its class probabilities one softmax; nothing else is.
     allowed = {"mul", "add", "softmax"} if name == "coreml" else {"mul", "add"}
     assert all(op.lower() in allowed and count == 1 for op, count in realised["float_ops"].items())
     assert not realised["unasked_float"]
