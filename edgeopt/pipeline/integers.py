@@ -20,21 +20,64 @@ UNSIGNED_SHIFT = 128
 """uint8 integers are int8 integers + 128: the same grid."""
 
 
+_SHIFTS = {np.dtype(np.int8): UNSIGNED_SHIFT, np.dtype(np.uint8): 0}
+
+
 def same_integers(paths: Mapping[str, Path]) -> dict[str, tuple[str, ...]]:
-    """For each artifact the others whose grids agree wherever both files name a tensor, weights and activations.
+    """For each artifact the others that agree wherever both files name a tensor: grids, and the integers of weights.
 
     A file holds no grid for a tensor that it fused over, so only tensors that both have are compared; two files that
     share none are not called the same.
     """
     grids = {name: _grids(path) for name, path in paths.items()}
+    weights = {name: _weights(path) for name, path in paths.items()}
     return {
-        name: tuple(other for other in grids if other != name and _agree(grids[name], grids[other])) for name in grids
+        name: tuple(
+            other
+            for other in grids
+            if other != name
+            and grids[name].keys() & grids[other].keys()
+            and _agree(grids[name], grids[other])
+            and _agree(weights[name], weights[other])
+        )
+        for name in grids
     }
 
 
-def _agree(a: Grids, b: Grids) -> bool:
-    both = a.keys() & b.keys()
-    return bool(both) and all(a[name] == b[name] for name in both)
+def _agree(a: Mapping[str, object], b: Mapping[str, object]) -> bool:
+    return all(a[name] == b[name] for name in a.keys() & b.keys())
+
+
+def _weights(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name of a weight → how often each int8 integer stands in it: the same whatever order the format keeps axes in."""
+    found: dict[str, npt.NDArray[Any]] = {}
+    if path.suffix == ".onnx":
+        from edgeopt.formats import onnx
+
+        for value in onnx.load(path).graph.initializers.values():
+            if value.const_value is not None and len(value.const_value.shape) > 1:
+                found[(value.name or "").removesuffix(onnx.INTEGERS_SUFFIX)] = value.const_value.numpy()
+    elif path.suffix == ".tflite":
+        from edgeopt.formats import tflite
+
+        found = {t.name: t.data for t in tflite.read(path).tensors if t.data is not None and len(t.shape) > 1}
+    elif path.suffix == ".mlpackage":
+        from edgeopt.runtimes.mil_reference import package as mil
+
+        package = mil.read(path)
+        producers = {output.name: op for op in mil.operations(package.main.block) for output in op.outputs}
+        names: dict[str, str] = json.loads(package.metadata.user_defined.get("edgeopt.weights", "{}"))
+        for name, variable in names.items():
+            if (operation := producers.get(variable)) is None:
+                continue
+            for key in ("quantized_data", "data"):
+                if (array := _constant_of(operation, key, producers)) is not None:
+                    found[name] = array
+    return {
+        name: tuple(np.bincount(array.reshape(-1).astype(np.int16) + _SHIFTS[array.dtype], minlength=256).tolist())
+        for name, array in found.items()
+        if array.dtype in _SHIFTS
+    }
 
 
 def _grids(path: Path) -> Grids:
