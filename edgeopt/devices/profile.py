@@ -1,0 +1,105 @@
+"""The schema of a hardware profile: ``hardware_profiles/ID.yaml``. Every number has its source and a confidence."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from edgeopt.types import Frozen
+
+Confidence = Literal["high", "medium", "low"]
+"""``high``: the vendor says so; ``medium``: follows from what the vendor or an architecture manual says, or a trusted
+secondary source; ``low``: a single secondary source, or vendors' figures that count differently."""
+
+Runtime = Literal["onnxruntime", "tflite", "tensorrt", "coreml", "qnn", "ncnn", "pytorch"]
+ComputeUnit = Literal["cpu", "gpu", "npu", "ane", "dla", "tpu"]
+Precision = Literal["fp32", "fp16", "int8"]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Figure(Frozen):
+    """One number, where it comes from, and how far it can be trusted. Unknown is ``null`` in place of a figure."""
+
+    value: Positive
+    source: str = Field(min_length=8)
+    confidence: Confidence
+
+
+class Peaks(Frozen):
+    """Peak arithmetic rate by precision, dense, in billions (10⁹) of operations per second; a multiply-add is two."""
+
+    fp32_gops: Figure | None = None
+    fp16_gops: Figure | None = None
+    int8_gops: Figure | None = None
+
+    def of(self, precision: Precision) -> float | None:
+        figure = {"fp32": self.fp32_gops, "fp16": self.fp16_gops, "int8": self.int8_gops}[precision]
+        return figure.value if figure else None
+
+
+class CpuCluster(Frozen):
+    core: str
+    """Microarchitecture, as Arm or the vendor calls it: ``Cortex-A76``."""
+    count: Figure
+    ghz: Figure | None
+    """Highest clock."""
+
+
+class Accelerator(Frozen):
+    unit: Literal["gpu", "npu", "ane", "dla", "tpu"]
+    name: str
+    peaks: Peaks = Peaks()
+
+
+class RuntimeSupport(Frozen):
+    """A runtime that the device runs, on one compute unit."""
+
+    runtime: Runtime
+    unit: ComputeUnit
+    precisions: tuple[Precision, ...] = Field(min_length=1)
+    delegate: str | None = None
+    """What takes the graph over inside the runtime: ``xnnpack``, ``armnn``, ``gpu``, ``edgetpu``, ``htp``…"""
+    source: str = Field(min_length=8)
+
+
+class PowerMode(Frozen):
+    name: str
+    watts: Figure | None
+
+
+class DeviceProfile(Frozen):
+    """What is known of a device, and which rows of the published measurements are of it."""
+
+    profile: Literal[1]
+    id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    name: str
+    aliases: tuple[str, ...] = ()
+    measured_as: tuple[str, ...] = ()
+    """Ids in the published measurements, the best known first."""
+    soc: str
+    cpu: tuple[CpuCluster, ...]
+    cpu_peaks: Peaks = Peaks()
+    """All cores of the fastest kind together with the next, as the runtimes use them; null where it is not known."""
+    memory_gb: Figure | None
+    """Of the largest variant, unless the name says which."""
+    memory_bandwidth_gb_s: Figure | None
+    accelerators: tuple[Accelerator, ...] = ()
+    runtimes: tuple[RuntimeSupport, ...] = Field(min_length=1)
+    power_modes: tuple[PowerMode, ...] = ()
+    notes: str | None = None
+
+    @model_validator(mode="after")
+    def _runs_on_what_it_has(self) -> DeviceProfile:
+        units = {"cpu"} | {accelerator.unit for accelerator in self.accelerators}
+        for support in self.runtimes:
+            if support.unit not in units:
+                raise ValueError(f"{support.runtime} runs on {support.unit}, which is not among the accelerators")
+        return self
+
+    def peak_gops(self, unit: ComputeUnit, precision: Precision) -> float | None:
+        """The peak of a compute unit, None where the profile does not know it."""
+        if unit == "cpu":
+            return self.cpu_peaks.of(precision)
+        found = [accelerator.peaks.of(precision) for accelerator in self.accelerators if accelerator.unit == unit]
+        return next((peak for peak in found if peak is not None), None)
