@@ -381,13 +381,19 @@ def main(file: str, package: str) -> int:
         else:
             emit("result", result=_measure_files(request, package))
     except Problem as problem:
-        emit("problem", kind=problem.kind, text=problem.text, model=problem.model, detail=problem.detail)
+        _emit_problem(problem)
     except MemoryError:
-        emit("problem", kind="memory", text="not enough memory", model="", detail="")
+        _emit_problem(Problem("memory", "not enough memory"))
     except Exception as error:  # noqa: BLE001 - the other side reports it
         traceback.print_exc()
-        emit("problem", kind="bug", text=f"{type(error).__name__}: {error}", model="", detail="")
+        _emit_problem(Problem("bug", f"{type(error).__name__}: {error}"))
     return 0
+
+
+def _emit_problem(problem: Problem) -> None:
+    """With the machine that has it: what helps depends on it."""
+    content = {"kind": problem.kind, "text": problem.text, "model": problem.model, "detail": problem.detail}
+    emit("problem", machine=conditions.machine(), **content)
 
 
 def _die_with_parent() -> None:
