@@ -162,8 +162,12 @@ class BenchDocument(Frozen):
     edgeopt: str
     results: tuple[BenchResult, ...]
     ratios: tuple[Ratio, ...] = ()
+    budget_ms: float | None = None
     failures: tuple[str, ...] = ()
-    """What was asked (a budget, a runtime of a fleet's device) and is not so, in words."""
+    """Model and device that do not keep to the budget, in words. A measurement is held by its median, a prediction by
+    its ``high``."""
+    refusals: tuple[str, ...] = ()
+    """Devices of a comparison for which there is no prediction, and why."""
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 

@@ -235,7 +235,7 @@ class _Session:
         if self._folder is not None:
             doing = "while it worked" if self._received else "while files were sent"
             return DeviceUnreachable(
-                f"the connection was lost, or its process on the device was ended, {doing}{f': {last}' if last else ''}",
+                f"the connection was lost, or its process there was ended, {doing}{f': {last}' if last else ''}",
                 where=address,
             )
         if code in NOT_FOUND:

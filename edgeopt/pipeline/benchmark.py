@@ -1,0 +1,220 @@
+"""What ``edgeopt bench`` works on: from paths and recipes to subjects of measuring, and to the graph of a prediction.
+
+Runs in a worker: foreign files can crash their runtime, and a PyTorch source runs the user's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from edgeopt.bench.latency import Measurement, Plan, Subject, measure_here, subject_of
+from edgeopt.bench.predicted import result_of
+from edgeopt.bench.results import BenchResult
+from edgeopt.devices.predict import predict
+from edgeopt.devices.profile import ComputeUnit, DeviceProfile, Precision
+from edgeopt.errors import EdgeoptError, ModelError
+from edgeopt.frontends.pt2_archive import refuse_what_runs_code
+from edgeopt.graph.quantization import QuantizedGraph
+from edgeopt.passes.base import Context
+from edgeopt.passes.canonical import canonicalise
+from edgeopt.pipeline.jobs import load_source
+from edgeopt.recipe.load import load_recipe
+from edgeopt.recipe.schema import ModelSource
+
+Delegate = Literal["on", "off", "both"]
+RECIPES = (".yaml", ".yml")
+KINDS = "Give .onnx, .tflite, .pt2, a TensorRT bundle (a folder with model.onnx), or a recipe."
+INT8_SHARE = 0.5
+"""A file is called int8 where at least half of its arithmetic operators are."""
+
+
+def subjects_of(
+    models: tuple[Path, ...], *, delegate: Delegate, runtime: str | None, trust: bool, shapes: Mapping[str, Any]
+) -> tuple[Subject, ...]:
+    """What to measure, each once.
+
+    Args:
+        models: files, bundles and recipes (whose source model is meant).
+        delegate: TFLite with XNNPACK, without, or both beside each other.
+        runtime: ``tensorrt`` for ONNX files that TensorRT is to run; None: what the file's ending says.
+        trust: load ``.pt2`` archives that could run code.
+        shapes: input name → shape, for a ``.pt2`` with open sizes.
+
+    Raises:
+        ModelError, RecipeError: no such file, another kind, or a recipe that is wrong.
+    """
+    found: list[Subject] = []
+    for path in dict.fromkeys(models):
+        found += _subjects(path, delegate=delegate, runtime=runtime, trust=trust, shapes=shapes)
+    return tuple(found)
+
+
+def _subjects(
+    path: Path, *, delegate: Delegate, runtime: str | None, trust: bool, shapes: Mapping[str, Any]
+) -> list[Subject]:
+    if not path.exists():
+        raise ModelError("there is no such file", where=str(path), hint=KINDS)
+    name = str(path)
+    if path.is_dir() and not (path / "recipe.yaml").is_file():
+        if not (path / "model.onnx").is_file():
+            raise ModelError("is neither a recipe's folder nor a TensorRT bundle", where=name, hint=KINDS)
+        return [Subject(name, path, "trtexec", unit="gpu")]
+    if path.is_dir() or path.suffix in RECIPES:
+        return [_of_recipe(path, runtime=runtime, trust=trust)]
+    if path.suffix == ".pt2":
+        return [_exported(name, path, {key: list(sizes) for key, sizes in shapes.items()}, trust=trust)]
+    if path.suffix == ".onnx" and runtime == "tensorrt":
+        return [Subject(name, path, "trtexec", unit="gpu", precision=precision_of(path))]
+    if path.suffix == ".tflite" and delegate == "both":
+        without = subject_of(path, name=f"{name} (without XNNPACK)", delegate=False)
+        both = [subject_of(path), without]
+    elif path.suffix in (".tflite", ".onnx"):
+        both = [subject_of(path, delegate=delegate != "off")]
+    else:
+        raise ModelError("is of a kind that is not measured", where=name, hint=KINDS)
+    return [replace(one, precision=precision_of(path)) for one in both]
+
+
+def _of_recipe(path: Path, *, runtime: str | None, trust: bool) -> Subject:
+    recipe, root = load_recipe(path), path if path.is_dir() else path.parent
+    source, name = recipe.model, f"{path} (source)"
+    if source.onnx is not None:
+        one = Subject(name, source.onnx, "trtexec" if runtime == "tensorrt" else "onnxruntime")
+        return replace(one, precision=precision_of(source.onnx))
+    inputs = {key: list(sizes) for key, sizes in source.inputs.items()}
+    if source.exported is not None:
+        return _exported(name, source.exported, inputs, trust=trust)
+    request = {
+        "factory": source.factory,
+        "root": str(root.resolve()),
+        "weights": str(source.weights.resolve()) if source.weights else None,
+        "inputs": inputs,
+    }
+    return Subject(name, path, "torch", request, precision="fp32")
+
+
+def _exported(name: str, path: Path, inputs: dict[str, list[int]], *, trust: bool) -> Subject:
+    if not trust:
+        refuse_what_runs_code(path)
+    return Subject(name, path, "torch", {"exported": str(path.resolve()), "inputs": inputs}, precision="fp32")
+
+
+def precision_of(path: Path) -> str | None:
+    """``int8``, ``fp16`` or ``fp32``, read from the file; None where it cannot be read."""
+    from edgeopt.formats import onnx, tflite
+
+    try:
+        if path.suffix == ".tflite":
+            counts = {name: sum(ops.values()) for name, ops in tflite.operator_counts(tflite.read(path)).items()}
+        else:
+            counts = {str(name): sum(ops.values()) for name, ops in onnx.summarise(path).ops.items()}
+    except ModelError:
+        return None  # its runtime will say what is wrong with it
+    floats = counts.get("fp32", 0) + counts.get("float32", 0)
+    halves = counts.get("fp16", 0) + counts.get("float16", 0)
+    integers = counts.get("int8", 0) + counts.get("int8-dynamic", 0)
+    arithmetic = floats + halves + integers
+    if arithmetic and integers >= INT8_SHARE * arithmetic:
+        return "int8"
+    return "fp16" if halves else "fp32"
+
+
+# --- on this machine
+
+
+@dataclass(frozen=True)
+class MeasureJob:
+    models: tuple[Path, ...]
+    delegate: Delegate
+    trust: bool
+    plan: Plan
+
+
+def measure(job: MeasureJob) -> Measurement:
+    subjects = subjects_of(job.models, delegate=job.delegate, runtime=None, trust=job.trust, shapes=job.plan.inputs)
+    return measure_here(subjects, job.plan)
+
+
+# --- on a device that is not here
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """What to predict. None: whatever the device's profile supports."""
+
+    models: tuple[Path, ...]
+    devices: tuple[DeviceProfile, ...]
+    runtime: str | None
+    precision: Precision | None
+    unit: ComputeUnit | None
+    threads: int | None
+    inputs: Mapping[str, tuple[int, ...]]
+    trust: bool
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Predictions, and by device what was asked and cannot be had."""
+
+    results: tuple[BenchResult, ...]
+    refusals: tuple[EdgeoptError, ...]
+
+
+def predict_all(job: PredictJob) -> Predicted:
+    """Predictions for every model on every device. One device alone raises what it refuses; of several it is said.
+
+    Raises:
+        ModelError: a model that cannot be read, or a TFLite file.
+        UsageError, DeviceUnreachable: see ``devices.predict``.
+    """
+    found: list[BenchResult] = []
+    refusals: list[EdgeoptError] = []
+    for path in dict.fromkeys(job.models):
+        graph = graph_of(path, job.inputs, trust=job.trust)
+        for device in job.devices:
+            try:
+                predictions = predict(
+                    graph.model,
+                    device=device,
+                    runtime=job.runtime,
+                    precision=job.precision,
+                    unit=job.unit,
+                    threads=job.threads,
+                )
+            except EdgeoptError as refusal:
+                if len(job.devices) == 1:
+                    raise
+                refusals.append(refusal)
+                continue
+            found += [result_of(str(path), prediction) for prediction in predictions]
+    return Predicted(tuple(found), tuple(refusals))
+
+
+def graph_of(path: Path, inputs: Mapping[str, tuple[int, ...]], *, trust: bool) -> QuantizedGraph:
+    """The canonical float graph of a model.
+
+    Raises:
+        ModelError: no such file, or one that is no source: predictions need the graph.
+    """
+    if not path.exists():
+        raise ModelError("there is no such file", where=str(path), hint="Give .onnx, .pt2 or a recipe.")
+    root = path if path.is_dir() else path.parent
+    if (path.is_dir() and (path / "recipe.yaml").is_file()) or path.suffix in RECIPES:
+        source = load_recipe(path).model
+    elif path.suffix == ".pt2":
+        source = ModelSource(exported=path, inputs=dict(inputs))
+    elif path.suffix == ".onnx" or (path / "model.onnx").is_file():
+        source = ModelSource(onnx=path if path.suffix == ".onnx" else path / "model.onnx", inputs=dict(inputs))
+    else:
+        raise ModelError(
+            "a prediction needs the model's graph, and this is none",
+            where=str(path),
+            hint="Give the .onnx, .pt2 or recipe that it was made from; --precision and --runtime say how it is run.",
+        )
+    imported = load_source(source, root, trust=trust)
+    with TemporaryDirectory(prefix="edgeopt-") as scratch:
+        return canonicalise(QuantizedGraph(imported.model), Context(scratch=Path(scratch)))
