@@ -17,7 +17,6 @@ import select
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import time
 import traceback
@@ -414,24 +413,7 @@ def _measure_files(request: "Mapping[str, Any]", package: str) -> "dict[str, Any
 
 def examine(request: "Mapping[str, Any]") -> "dict[str, Any]":
     """What the board has: for ``edgeopt doctor --on``. ``imports``: what to try, name → module."""
-    found = {}
-    for name, module in request["imports"].items():
-        code = f"import {module} as m, sys; sys.stdout.write('version ' + str(getattr(m, '__version__', 'unknown')))"
-        done = subprocess.run(  # of its own process: a library built for another processor ends it
-            [sys.executable, "-c", code],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            timeout=120,
-            check=False,
-        )
-        said = done.stdout.decode(errors="replace").strip().splitlines()
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        if done.returncode == 0 and said:
-            found[name] = {"version": said[-1].replace("version ", ""), "problem": None}
-        else:
-            problem = last[0] if last else f"its process ended with code {done.returncode}"
-            found[name] = {"version": None, "problem": problem}
+    found = {name: _try_import(module) for name, module in request["imports"].items()}
     return {
         "machine": conditions.machine(),
         "now": conditions.read(),
@@ -442,6 +424,30 @@ def examine(request: "Mapping[str, Any]") -> "dict[str, Any]":
         "programs": {name: _program(name) for name in request["programs"]},
         "user": os.environ.get("USER") or os.environ.get("LOGNAME"),
     }
+
+
+def _try_import(module: str) -> "dict[str, Optional[str]]":
+    """In a process of its own: a library that is built for another processor ends it."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = {"version": None, "problem": None}  # type: dict[str, Optional[str]]
+        try:
+            package = module.partition(".")[0]
+            importlib.import_module(module)
+            said["version"] = str(getattr(sys.modules[package], "__version__", "of unknown version"))
+        except Exception as error:  # noqa: BLE001 - a library raises what it likes
+            said["problem"] = f"{type(error).__name__}: {error}"
+        os.write(theirs, json.dumps(said).encode())
+        os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as stream:
+        data = stream.read()
+    _, status = os.waitpid(child, 0)
+    if data:
+        return dict(json.loads(data.decode()))
+    how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "no word"
+    return {"version": None, "problem": f"its import ended the process with {how}"}
 
 
 def _program(name: str) -> "Optional[str]":

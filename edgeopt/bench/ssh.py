@@ -125,6 +125,7 @@ class _Session:
         self._folder: str | None = None
         self._removed = False
         self._received = False
+        self._ended = False
 
     def __enter__(self) -> _Session:
         self._process = subprocess.Popen(
@@ -143,14 +144,9 @@ class _Session:
         """Close our end, let the device tidy up, and look after it where it did not."""
         self._close()
         end = time.monotonic() + PATIENCE_S
-        while not self._removed and time.monotonic() < end:
-            try:
-                line = self._lines.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            if line is None:
-                break
-            self._note(line)
+        while not self._removed and not self._ended and time.monotonic() < end:
+            with contextlib.suppress(queue.Empty):
+                self._note(self._lines.get(timeout=0.2))
         self._process.kill()
         self._process.wait()
         if self._folder is not None and not self._removed:
@@ -169,9 +165,9 @@ class _Session:
                     where=str(self._connection.address),
                     hint="Give it more time with --timeout, or measure less: --seconds, --runs.",
                 ) from None
-            if line is None:
-                raise self._end_of(refused)
             said = self._note(line)
+            if self._ended:
+                raise self._end_of(refused)
             if said is None:
                 continue
             at = said["at"]
@@ -189,9 +185,11 @@ class _Session:
                 assert ended is not None
                 return Answer(message, ended["code"], tuple(ended["last"]))
 
-    def _note(self, line: str) -> dict[str, Any] | None:
-        """One line of ours, noted; None if a login shell said it."""
-        if not line.startswith(PREFIX):
+    def _note(self, line: str | None) -> dict[str, Any] | None:
+        """One line of ours, noted; None at the end, and if a login shell said it."""
+        if line is None:
+            self._ended = True
+        if line is None or not line.startswith(PREFIX):
             return None
         said: dict[str, Any] = json.loads(line.removeprefix(PREFIX))
         if said["at"] == "ready":

@@ -50,28 +50,26 @@ def free_port() -> int:
         return port
 
 
-def start(folder: Path, *, path: str) -> Server:
-    """Start one. ``path``: what its sessions have as PATH."""
+def start(folder: Path, *more: str) -> Server:
+    """Start one. ``more``: lines of its configuration."""
     folder.chmod(0o700)
     host, user, port = key(folder / "host_key"), key(folder / "user_key"), free_port()
     (folder / "authorized_keys").write_text((folder / "user_key.pub").read_text())
     (folder / "authorized_keys").chmod(0o600)
     public = (folder / "host_key.pub").read_text().split()
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {public[0]} {public[1]}\n")
-    (folder / "sshd_config").write_text(
-        f"""
-        ListenAddress 127.0.0.1:{port}
-        HostKey {host}
-        PidFile none
-        AuthorizedKeysFile {folder}/authorized_keys
-        StrictModes no
-        PasswordAuthentication no
-        KbdInteractiveAuthentication no
-        UsePAM no
-        PermitRootLogin prohibit-password
-        SetEnv PATH={path}
-        """
-    )
+    lines = [
+        f"ListenAddress 127.0.0.1:{port}",
+        f"HostKey {host}",
+        "PidFile none",
+        f"AuthorizedKeysFile {folder}/authorized_keys",
+        "StrictModes no",
+        "PasswordAuthentication no",
+        "KbdInteractiveAuthentication no",
+        "PermitRootLogin prohibit-password",
+        *more,
+    ]
+    (folder / "sshd_config").write_text("\n".join(lines) + "\n")
     config = folder / "ssh_config"
     config.write_text(f"IdentityFile {user}\nIdentitiesOnly yes\nUserKnownHostsFile {folder}/known_hosts\n")
     if os.geteuid() == 0:
