@@ -77,10 +77,12 @@ class DeviceProfile(Frozen):
     aliases: tuple[str, ...] = ()
     measured_as: tuple[str, ...] = ()
     """Ids in the published measurements, the best known first."""
+    relatives: tuple[str, ...] = ()
+    """Measured ids that are nearest where the device itself has no rows: the same silicon, the generation before."""
     soc: str
     cpu: tuple[CpuCluster, ...]
     cpu_peaks: Peaks = Peaks()
-    """All cores of the fastest kind together with the next, as the runtimes use them; null where it is not known."""
+    """Of the fast cores together (``fast_cores``); null where it is not known."""
     memory_gb: Figure | None
     """Of the largest variant, unless the name says which."""
     memory_bandwidth_gb_s: Figure | None
@@ -97,9 +99,26 @@ class DeviceProfile(Frozen):
                 raise ValueError(f"{support.runtime} runs on {support.unit}, which is not among the accelerators")
         return self
 
-    def peak_gops(self, unit: ComputeUnit, precision: Precision) -> float | None:
-        """The peak of a compute unit, None where the profile does not know it."""
+    @property
+    def cores(self) -> int:
+        """Of all clusters."""
+        return sum(int(cluster.count.value) for cluster in self.cpu)
+
+    @property
+    def fast_cores(self) -> int:
+        """Of the first cluster and, where that is one core or two, the next: what runtimes use by default."""
+        counts = [int(cluster.count.value) for cluster in self.cpu]
+        return sum(counts[:2]) if counts and counts[0] <= 2 else sum(counts[:1])
+
+    def peak_gops(self, unit: ComputeUnit, precision: Precision, threads: int | None = None) -> float | None:
+        """The peak of a compute unit in 10⁹ operations per second, None where the profile does not know it.
+
+        ``threads``: of a CPU; that many of its fast cores.
+        """
         if unit == "cpu":
-            return self.cpu_peaks.of(precision)
+            peak = self.cpu_peaks.of(precision)
+            if peak is None or threads is None or not self.fast_cores:
+                return peak
+            return peak * min(threads, self.fast_cores) / self.fast_cores
         found = [accelerator.peaks.of(precision) for accelerator in self.accelerators if accelerator.unit == unit]
         return next((peak for peak in found if peak is not None), None)
