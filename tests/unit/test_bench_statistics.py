@@ -56,7 +56,6 @@ def test_the_interval_covers_the_median_of_times_that_depend_on_each_other():
         covered += found.low <= 1 <= found.high
         single = np.median(random.choice(times, (100, len(times))), axis=1)
         naive += np.percentile(single, 2.5) <= 1 <= np.percentile(single, 97.5)
-    print(covered, naive)
     assert covered >= 47  # of 60: 95 % less what blocks of finite length lose, and three standard errors
     assert naive < covered - 10
 
