@@ -23,6 +23,7 @@ COMMANDS = {
     "bench": "Measure latency on this machine.",
     "inspect": "Look into an ONNX or TFLite file: operators by precision, every scale.",
     "init": "Write a first recipe.",
+    "devices": "List the hardware profiles and what their predictions rest on.",
     "doctor": "Say what is installed here and whether it works.",
 }
 """Name → what ``edgeopt --help`` says. Each is ``edgeopt/cli/NAME.py`` with a function ``command``."""

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from edgeopt.devices import rates
 from edgeopt.devices.catalogue import folder
@@ -52,7 +52,9 @@ class Configuration(Frozen):
 class Pack(Frozen):
     """A group: the prior of its rates, what its models have in common, its configurations, and how well it did."""
 
-    schema_: Literal["edgeopt.rates/1"]
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_: Literal["edgeopt.rates/1"] = Field(alias="schema")
     group: str
     quantities: tuple[str, ...]
     mean: tuple[float, ...]
@@ -64,6 +66,8 @@ class Pack(Frozen):
     composition: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
     """Of the shared process, by model."""
+    offset: tuple[float, ...]
+    """What the group has beyond the rates for a model that it has seen, log."""
     configurations: tuple[Configuration, ...]
     held_out: dict[Regime, HeldOut]
     errors: dict[str, HeldOut] = {}
@@ -106,9 +110,7 @@ class Group:
         if not configuration.own:
             return np.zeros(len(x))
         index = [i for i, _ in configuration.own]
-        near = rates.likeness(
-            rates.composition(x, self.mean), self.composition[index], rates.PROCESS.own_length
-        )
+        near = rates.likeness(rates.composition(x, self.mean), self.composition[index], rates.PROCESS.own_length)
         offset: Array = rates.PROCESS.own * near @ np.array([weight for _, weight in configuration.own])
         return offset
 

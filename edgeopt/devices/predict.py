@@ -14,7 +14,7 @@ from edgeopt.devices.engines import engine_of, fusion_of, group_of
 from edgeopt.devices.kernels import COMPUTE, FUSION, OVERHEAD, QUANTITIES, Kernel, fuse, matrix
 from edgeopt.devices.packs import Configuration, Group
 from edgeopt.devices.prediction import Bound, KernelCost, Prediction, RestsOn
-from edgeopt.devices.profile import DeviceProfile, Precision, RuntimeSupport
+from edgeopt.devices.profile import ComputeUnit, DeviceProfile, Precision, RuntimeSupport
 from edgeopt.errors import DeviceUnreachable, UsageError
 from edgeopt.graph.cost import Operation, operations, peak_activation_elements, weight_elements
 
@@ -245,9 +245,8 @@ def find_basis(
             f"nothing was measured with {support.runtime} on a {support.unit} in {precision}, on no device",
             hint="Measure it on the device: edgeopt bench MODEL --on ssh://user@host.",
         )
-    relatives = _relatives(device, group, wanted)
-    peak = device.peak_gops(support.unit, precision, wanted)
-    theta = adapt.transferred(group.mean, relatives, peak)
+    relatives = _relatives(device, group, wanted, support.unit, precision)
+    theta = adapt.transferred(group.mean, relatives)
     warnings = () if relatives else ("no relative of this device was measured; the rates are those of all devices",)
     return Basis(group, engine, theta, None, 0, wanted, warnings)
 
@@ -270,29 +269,31 @@ def _preference(configuration: Configuration, device: DeviceProfile) -> tuple[in
 
 
 def _relatives(
-    device: DeviceProfile, group: Group, threads: int | None
-) -> list[tuple[Array, float | None]]:
-    """Rates of measured devices in the group, brought to the wanted threads, with their peaks."""
+    device: DeviceProfile, group: Group, threads: int | None, unit: ComputeUnit, precision: Precision
+) -> list[Array]:
+    """Rates of measured devices, brought to this one's speed and to the wanted threads.
+
+    The device's own rows with other threads come first, then those that its profile calls relatives, then all that
+    have a profile.
+    """
     owners = {name: profile for profile in catalogue.profiles() for name in profile.measured_as}
-    near = (*device.measured_as, *device.relatives)
-    known = [c for c in group.pack.configurations if c.device in near]
-    if not known:
-        known = [c for c in group.pack.configurations if c.device in owners]
+    known: list[Configuration] = []
+    for names in (device.measured_as, device.relatives, tuple(owners)):
+        known = known or [c for c in group.pack.configurations if c.device in names]
+    wanted = device.speed(unit, precision, threads)
     found = []
     for name in dict.fromkeys(c.device for c in known):
         mine = [c for c in known if c.device == name]
-        counts = {count: c for c in mine if (count := _threads(c)) is not None}
+        counts = {count for c in mine if (count := _threads(c)) is not None}
         shift = 0.0
-        chosen = max(mine, key=lambda c: c.rows)
-        used = None
         if threads is not None and counts:
             used = adapt.nearest_threads(counts, threads)
-            chosen = max((c for c in mine if _threads(c) == used), key=lambda c: c.rows)
+            mine = [c for c in mine if _threads(c) == used]
             shift = adapt.by_threads(group.pack.thread_exponent, threads, used)
+        chosen = max(mine, key=lambda c: (c.engine.endswith(precision), c.rows))
+        theta = np.array(chosen.theta) + shift
         owner = owners.get(name)
-        unit, precision = chosen.engine.split("/")[1:]
-        peak = None
-        if owner is not None and precision in BYTES:
-            peak = owner.peak_gops(unit, precision, threads)  # type: ignore[arg-type]
-        found.append((np.array(chosen.theta) + shift, peak))
+        if owner is not None:
+            theta = adapt.by_proportion(theta, owner.speed(unit, precision, threads), wanted, host=unit == "cpu")
+        found.append(theta)
     return found

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from edgeopt.devices.adapt import Speed
 from edgeopt.types import Frozen
 
 Confidence = Literal["high", "medium", "low"]
@@ -122,3 +123,12 @@ class DeviceProfile(Frozen):
             return peak * min(threads, self.fast_cores) / self.fast_cores
         found = [accelerator.peaks.of(precision) for accelerator in self.accelerators if accelerator.unit == unit]
         return next((peak for peak in found if peak is not None), None)
+
+    def speed(self, unit: ComputeUnit, precision: Precision, threads: int | None = None) -> Speed:
+        """Arithmetic and memory, by which rates go from one device to another.
+
+        Where the precision's peak is not known, that of fp32 stands in: only ratios between devices count.
+        """
+        peak = self.peak_gops(unit, precision, threads) or self.peak_gops(unit, "fp32", threads)
+        bandwidth = self.memory_bandwidth_gb_s.value if self.memory_bandwidth_gb_s else None
+        return Speed(peak, bandwidth)
