@@ -128,7 +128,7 @@ def main() -> None:
         regime: [[o.row.id, round(o.error, 4), o.whole, o.operator] for o in outcomes]
         for regime, outcomes in found.items()
     }
-    tables.publish("predicted latency", markdown(found), record, write=arguments.write)
+    tables.publish("latency", markdown(found), record, write=arguments.write)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +104,7 @@ class Fitted:
         return log_ms + offset + self.own_offset(measured.x, measured.key), scale
 
 
-@lru_cache(maxsize=None)
+@cache
 def model_quantities(folder: Path, model: str, fusion: str) -> tuple[float, ...]:
     listed = operators(folder, model)
     assert listed is not None

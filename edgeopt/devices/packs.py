@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from edgeopt.devices import rates
 from edgeopt.devices.catalogue import folder
 from edgeopt.devices.kernels import QUANTITIES
+from edgeopt.devices.profile import AdaptedRates
 from edgeopt.errors import SetupError
 from edgeopt.types import Frozen
 
@@ -113,6 +114,21 @@ class Group:
         near = rates.likeness(rates.composition(x, self.mean), self.composition[index], rates.PROCESS.own_length)
         offset: Array = rates.PROCESS.own * near @ np.array([weight for _, weight in configuration.own])
         return offset
+
+    def adapted_offset(self, x: Array, adapted: AdaptedRates) -> Array:
+        """What probes of one's own board showed beyond its rates, for models like them."""
+        near = self.probe_likeness(rates.composition(x, self.mean), np.array(adapted.composition))
+        offset: Array = near @ np.array(adapted.weights)
+        return offset
+
+    def probe_likeness(self, a: Array, b: Array) -> Array:
+        """Covariance of residuals between models by their composition: half of the noise is shared by likes."""
+        shared: Array = 0.5 * self.pack.noise * rates.likeness(a, b, PROBE_LENGTH)
+        return shared
+
+
+PROBE_LENGTH = 0.25
+"""How far probes speak for models of other composition (cross-validated with the rest)."""
 
 
 @lru_cache(maxsize=1)

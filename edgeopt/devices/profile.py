@@ -69,6 +69,22 @@ class PowerMode(Frozen):
     watts: Figure | None
 
 
+class AdaptedRates(Frozen):
+    """Rates that were fitted to measurements of one's own board: ``edgeopt bench --fit``."""
+
+    engine: str
+    """As in the packs: ``tflite/cpu/int8``."""
+    threads: int | None
+    theta: tuple[float, ...]
+    """Log rates, by ``kernels.QUANTITIES``."""
+    composition: tuple[tuple[float, ...], ...]
+    """Where the measured models lie, and"""
+    weights: tuple[float, ...]
+    """their weights in what the rates do not say."""
+    probes: tuple[str, ...] = Field(min_length=1)
+    """The models that were measured."""
+
+
 class DeviceProfile(Frozen):
     """What is known of a device, and which rows of the published measurements are of it."""
 
@@ -91,6 +107,7 @@ class DeviceProfile(Frozen):
     runtimes: tuple[RuntimeSupport, ...] = Field(min_length=1)
     power_modes: tuple[PowerMode, ...] = ()
     notes: str | None = None
+    adapted: tuple[AdaptedRates, ...] = ()
 
     @model_validator(mode="after")
     def _runs_on_what_it_has(self) -> DeviceProfile:
