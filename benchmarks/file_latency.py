@@ -1,4 +1,4 @@
-"""Our int8 ONNX files beside ONNX Runtime's own fully fused uint8 files and float: `python -m benchmarks.latency`.
+"""Our int8 ONNX files beside ONNX Runtime's own fully fused uint8 files and float: `python -m benchmarks.file_latency`.
 
 One thread, one process, all files of a model interleaved round by round; medians, and the ratio's 95 % bootstrap
 interval. It also counts what ONNX Runtime made of each file (the optimised model that it saves), and compares our
@@ -154,7 +154,9 @@ def main() -> None:
         print(f"latency: {models[name].title}", file=sys.stderr, flush=True)
         records.append(measure(models[name], arguments.rounds))
         print("   ", records[-1], file=sys.stderr)
-    tables.publish("latency", markdown(models, records, "python -m benchmarks.latency"), records, write=arguments.write)
+    tables.publish(
+        "file_latency", markdown(models, records, "python -m benchmarks.file_latency"), records, write=arguments.write
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ summed. Three numbers each, fitted in log latency from several starts (Williams,
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ Array = npt.NDArray[np.float64]
 LEAST = 3  # rows
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernels(folder: Path, model: str, fusion: str) -> tuple[Array, Array]:
     """10⁸ multiply-accumulates, and 10⁶ elements moved (weights too), by kernel."""
     listed = operators(folder, model)

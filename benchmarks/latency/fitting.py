@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +104,7 @@ class Fitted:
         return log_ms + offset + self.own_offset(measured.x, measured.key), scale
 
 
-@lru_cache(maxsize=None)
+@cache
 def model_quantities(folder: Path, model: str, fusion: str) -> tuple[float, ...]:
     listed = operators(folder, model)
     assert listed is not None
@@ -147,33 +147,71 @@ def split(groups: Split, is_held_out: Callable[[Row], bool]) -> tuple[Split, Spl
     return train, held
 
 
-def _pool(
-    data: Sequence[tuple[Array, Array]], prior: Array, rounds: int
-) -> tuple[Array, Array, float, list[Array]]:
+def _padded(data: Sequence[tuple[Array, Array]]) -> tuple[Array, Array, Array]:
+    """Configurations of unequal rows as one block: x (n, rows, COUNT), y (n, rows), and 1 where there is a row."""
+    longest = max(len(y) for _, y in data)
+    x = np.ones((len(data), longest, COUNT))
+    y_all, present = np.zeros((len(data), longest)), np.zeros((len(data), longest))
+    for position, (x_one, y_one) in enumerate(data):
+        x[position, : len(y_one)], y_all[position, : len(y_one)] = x_one, y_one
+        present[position, : len(y_one)] = 1
+    return x, y_all, present
+
+
+def _fit_all(
+    block: tuple[Array, Array, Array], mean: Array, precision: Array, noise: float, theta: Array, steps: int
+) -> tuple[Array, Array, Array, Array]:
+    """`rates.fit_rates` for all configurations at once; each takes the best of five step lengths.
+
+    Returns log rates (n, COUNT), their covariances, errors of the rows and the slopes at them.
+    """
+    x, y, present = block
+
+    def errors(at: Array) -> Array:
+        return (np.log(np.einsum("crq,cq->cr", x, np.exp(at))) - y) * present
+
+    def objective(at: Array) -> Array:
+        away = at - mean
+        value: Array = (errors(at) ** 2).sum(1) / noise + np.einsum("cq,qp,cp->c", away, precision, away)
+        return value
+
+    def slopes(at: Array) -> Array:
+        times = x * np.exp(at)[:, None, :]
+        slope: Array = times / times.sum(2, keepdims=True) * present[:, :, None]
+        return slope
+
+    lengths = (1.0, 0.5, 0.25, 0.08, 0.0)
+    for _ in range(steps):
+        slope = slopes(theta)
+        curvature = np.einsum("crq,crp->cqp", slope, slope) / noise + precision
+        gradient = np.einsum("crq,cr->cq", slope, errors(theta)) / noise + (theta - mean) @ precision
+        step = np.clip(np.linalg.solve(curvature, gradient[:, :, None])[:, :, 0], -2, 2)
+        tried = np.array([objective(theta - length * step) for length in lengths])
+        theta = theta - np.array(lengths)[tried.argmin(0)][:, None] * step
+    slope = slopes(theta)
+    covariance = np.linalg.inv(np.einsum("crq,crp->cqp", slope, slope) / noise + precision)
+    return theta, covariance, errors(theta), slope
+
+
+def _pool(data: Sequence[tuple[Array, Array]], prior: Array, rounds: int) -> tuple[Array, Array, float, Array]:
     """Mean and covariance of a group's log rates, noise, and each configuration's rates (expectation maximisation)."""
     prior_precision = np.linalg.inv(BETWEEN_GROUPS)
     shift = float(np.median([np.median(y - rates.log_latency(x, prior)) for x, y in data]))
     mean, covariance, noise = prior + shift, BETWEEN_DEVICES * 2, 0.04
-    thetas: list[Array | None] = [None] * len(data)
+    block = _padded(data)
+    count = float(block[2].sum())
+    theta = np.tile(mean, (len(data), 1))
     for _ in range(rounds):
         precision = np.linalg.inv(covariance)
-        spread, squares, count = np.zeros((COUNT, COUNT)), 0.0, 0
-        for position, (x, y) in enumerate(data):
-            theta, own = rates.fit_rates(x, y, mean, precision, noise, thetas[position], steps=5)
-            thetas[position] = theta
-            spread += own
-            slope = rates.shares(x, theta)
-            error = np.clip(y - rates.log_latency(x, theta), -GROSS, GROSS)
-            squares += float((error**2).sum() + np.einsum("ij,jk,ik->", slope, own, slope))
-            count += len(y)
-        found = np.array(thetas)
+        theta, own, error, slope = _fit_all(block, mean, precision, noise, theta, 4)
+        squares = (np.clip(error, -GROSS, GROSS) ** 2).sum() + np.einsum("crq,cqp,crp->", slope, own, slope)
         mean = np.linalg.solve(
-            len(found) * precision + prior_precision, precision @ found.sum(0) + prior_precision @ prior
+            len(theta) * precision + prior_precision, precision @ theta.sum(0) + prior_precision @ prior
         )
-        away = found - mean
-        covariance = (away.T @ away + spread + PRIOR_WEIGHT * BETWEEN_DEVICES) / (len(found) + PRIOR_WEIGHT)
-        noise = max(squares / count, 4e-4)
-    return mean, covariance, noise, [theta for theta in thetas if theta is not None]
+        away = theta - mean
+        covariance = (away.T @ away + own.sum(0) + PRIOR_WEIGHT * BETWEEN_DEVICES) / (len(theta) + PRIOR_WEIGHT)
+        noise = max(float(squares) / count, 4e-4)
+    return mean, covariance, noise, theta
 
 
 def common_rates(groups: Split, *, rounds: int = 2) -> Array:

@@ -6,7 +6,7 @@ import csv
 import fnmatch
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def read(folder: Path) -> list[Row]:
     return rows
 
 
-@lru_cache(maxsize=None)
+@cache
 def operators(folder: Path, model: str) -> tuple[Operation, ...] | None:
     """The operator list of `name@size` as operations in a row; None where there is none."""
     name, _, size = model.partition("@")

@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeopt.devices import rates
+from edgeopt.devices.kernels import COMPUTE, OVERHEAD, QUANTITIES
 
 Array = npt.NDArray[np.float64]
 
+_IS_COMPUTE: Array = np.array([float(name in COMPUTE) for name in QUANTITIES])
+_IS_OVERHEAD: Array = np.array([float(name in OVERHEAD) for name in QUANTITIES])
+_IS_MEMORY: Array = 1 - _IS_COMPUTE - _IS_OVERHEAD
+RELATIVE_WEIGHT = 2.0
+"""How many group means one relative counts for."""
 
-def transferred(
-    mean: Array, relatives: Sequence[tuple[Array, float | None]], peak_gops: float | None, *, strength: float = 2.0
-) -> Array:
-    """Log rates by proportion: a relative's time, times the relative's peak over this one's.
 
-    Args:
-        mean: the group's log rates, which count for one relative.
-        relatives: log rates of measured devices and their peaks in 10⁹ operations per second; None: not known.
-        peak_gops: of the device in question; None: the relatives' rates are taken as they are.
-        strength: how many group means one relative is worth.
+@dataclass(frozen=True)
+class Speed:
+    """What rates scale by: arithmetic in 10⁹ operations per second, memory in GB/s. None: not known."""
+
+    peak_gops: float | None
+    bandwidth_gb_s: float | None
+
+
+def by_proportion(theta: Array, of: Speed, to: Speed, *, host: bool) -> Array:
+    """Log rates of one device brought to another: arithmetic by peaks, memory by bandwidth.
+
+    The overhead of a kernel on a CPU goes with its arithmetic (``host``); of an accelerator's it is not known.
+    """
+    compute = np.log(of.peak_gops / to.peak_gops) if of.peak_gops and to.peak_gops else 0.0
+    memory = compute
+    if of.bandwidth_gb_s and to.bandwidth_gb_s:
+        memory = float(np.log(of.bandwidth_gb_s / to.bandwidth_gb_s))
+    overhead = compute if host else 0.0
+    scaled: Array = theta + compute * _IS_COMPUTE + memory * _IS_MEMORY + overhead * _IS_OVERHEAD
+    return scaled
+
+
+def transferred(mean: Array, relatives: Sequence[Array]) -> Array:
+    """Log rates from those of relatives that were brought to the device; without any, the group's mean.
+
+    Their average leans towards the group's mean at their speed, as far as relatives are few.
     """
     if not relatives:
         return mean
-    found = []
-    for theta, peak in relatives:
-        known = peak is not None and peak_gops is not None
-        found.append(theta + (np.log(peak / peak_gops) if known and peak and peak_gops else 0.0))
-    own = np.mean(found, axis=0)
-    share = strength * len(found) / (1 + strength * len(found))
-    speed = float((own - mean).mean())
-    theta: Array = share * own + (1 - share) * (mean + speed)
+    own = np.mean(relatives, axis=0)
+    share = RELATIVE_WEIGHT * len(relatives) / (1 + RELATIVE_WEIGHT * len(relatives))
+    theta: Array = share * own + (1 - share) * (mean + float((own - mean).mean()))
     return theta
 
 
@@ -58,7 +77,7 @@ def probed(
     """
     theta, _ = rates.fit_rates(x, y - offset, mean, np.linalg.inv(covariance), noise)
     left = y - offset - rates.log_latency(x, theta)
-    weights: Array = np.linalg.solve(noise, left) if np.ndim(noise) else left / np.asarray(noise)
+    weights: Array = np.linalg.solve(noise, left) if isinstance(noise, np.ndarray) else left / noise
     return theta, weights
 
 
@@ -87,5 +106,5 @@ def by_threads(exponent: float, wanted: int, measured: int) -> float:
     return float(exponent * np.log(wanted / measured))
 
 
-def nearest_threads(available: Mapping[int, object], wanted: int) -> int:
+def nearest_threads(available: Iterable[int], wanted: int) -> int:
     return min(available, key=lambda count: (abs(np.log(count / wanted)), count))

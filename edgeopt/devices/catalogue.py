@@ -97,6 +97,7 @@ def find(name: str) -> Found:
     near = get_close_matches(wanted, [*names, *GENERAL], n=1)
     raise UsageError(
         f"there is no hardware profile '{name}'",
-        hint=(f"Did you mean '{near[0]}'? " if near else "") + "'edgeopt devices' lists them; a file ending in .yaml is "
+        hint=(f"Did you mean '{near[0]}'? " if near else "")
+        + "'edgeopt devices' lists them; a file ending in .yaml is "
         "read as a profile of your own.",
     )

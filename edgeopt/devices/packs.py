@@ -13,11 +13,12 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from edgeopt.devices import rates
 from edgeopt.devices.catalogue import folder
 from edgeopt.devices.kernels import QUANTITIES
+from edgeopt.devices.profile import AdaptedRates
 from edgeopt.errors import SetupError
 from edgeopt.types import Frozen
 
@@ -52,7 +53,9 @@ class Configuration(Frozen):
 class Pack(Frozen):
     """A group: the prior of its rates, what its models have in common, its configurations, and how well it did."""
 
-    schema_: Literal["edgeopt.rates/1"]
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_: Literal["edgeopt.rates/1"] = Field(alias="schema")
     group: str
     quantities: tuple[str, ...]
     mean: tuple[float, ...]
@@ -64,6 +67,8 @@ class Pack(Frozen):
     composition: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
     """Of the shared process, by model."""
+    offset: tuple[float, ...]
+    """What the group has beyond the rates for a model that it has seen, log."""
     configurations: tuple[Configuration, ...]
     held_out: dict[Regime, HeldOut]
     errors: dict[str, HeldOut] = {}
@@ -106,11 +111,24 @@ class Group:
         if not configuration.own:
             return np.zeros(len(x))
         index = [i for i, _ in configuration.own]
-        near = rates.likeness(
-            rates.composition(x, self.mean), self.composition[index], rates.PROCESS.own_length
-        )
+        near = rates.likeness(rates.composition(x, self.mean), self.composition[index], rates.PROCESS.own_length)
         offset: Array = rates.PROCESS.own * near @ np.array([weight for _, weight in configuration.own])
         return offset
+
+    def adapted_offset(self, x: Array, adapted: AdaptedRates) -> Array:
+        """What probes of one's own board showed beyond its rates, for models like them."""
+        near = self.probe_likeness(rates.composition(x, self.mean), np.array(adapted.composition))
+        offset: Array = near @ np.array(adapted.weights)
+        return offset
+
+    def probe_likeness(self, a: Array, b: Array) -> Array:
+        """Covariance of residuals between models by their composition: half of the noise is shared by likes."""
+        shared: Array = 0.5 * self.pack.noise * rates.likeness(a, b, PROBE_LENGTH)
+        return shared
+
+
+PROBE_LENGTH = 0.25
+"""How far probes speak for models of other composition (cross-validated with the rest)."""
 
 
 @lru_cache(maxsize=1)

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgeopt.devices import adapt, catalogue, packs, rates
+from edgeopt.devices import adapt, catalogue, packs
 from edgeopt.devices.engines import engine_of, fusion_of, group_of
 from edgeopt.devices.kernels import COMPUTE, FUSION, OVERHEAD, QUANTITIES, Kernel, fuse, matrix
 from edgeopt.devices.packs import Configuration, Group
 from edgeopt.devices.prediction import Bound, KernelCost, Prediction, RestsOn
-from edgeopt.devices.profile import DeviceProfile, Precision, RuntimeSupport
+from edgeopt.devices.profile import AdaptedRates, ComputeUnit, DeviceProfile, Precision, RuntimeSupport
 from edgeopt.errors import DeviceUnreachable, UsageError
 from edgeopt.graph.cost import Operation, operations, peak_activation_elements, weight_elements
 
@@ -29,7 +29,8 @@ BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 _CLASS: dict[str, Bound] = {
     name: "compute" if name in COMPUTE else "overhead" if name in OVERHEAD else "memory" for name in QUANTITIES
 }
-_DEVICE_REGIME: packs.Regime = "devices_0"
+ENOUGH_PROBES = 3
+"""From so many on, an adapted profile is judged by devices that were held out but for three probes."""
 _UNDELEGATED = {"tflite": ("tflite", "xnnpack"), "qnn": ("qnn", "snpe")}
 """Runtime → what the measurements call it where the profile names no delegate."""
 
@@ -46,6 +47,14 @@ class Basis:
     rows: int
     threads: int | None
     warnings: tuple[str, ...] = ()
+    adapted: AdaptedRates | None = None
+
+    @property
+    def regime(self) -> packs.Regime:
+        """Which held-out rows tell how far such a prediction may be off."""
+        if self.adapted is not None:
+            return "devices_3" if len(self.adapted.probes) >= ENOUGH_PROBES else "devices_0"
+        return "families" if self.configuration is not None else "devices_0"
 
 
 def predict(
@@ -72,7 +81,7 @@ def predict(
 
     Raises:
         UsageError: the device lacks the runtime, unit or precision that is asked for.
-        DeviceUnreachable: no prediction to be had: coverage below ``LEAST_COVERAGE``, or nothing measured that is alike.
+        DeviceUnreachable: coverage below ``LEAST_COVERAGE``, or nothing measured that is alike.
     """
     listed = operations(model)
     weights, activations = weight_elements(model), peak_activation_elements(model)
@@ -131,6 +140,8 @@ def predict_operations(
     offset, scale = basis.group.shared_offset(x)
     if basis.configuration is not None:
         offset = offset + basis.group.own_offset(x, basis.configuration)
+    if basis.adapted is not None:
+        offset = offset + basis.group.adapted_offset(x, basis.adapted)
     times = quantities * np.exp(basis.theta) * np.exp(offset[0])
     by_kernel = times.sum(1)
     median = float(by_kernel.sum())
@@ -142,8 +153,7 @@ def predict_operations(
             f"({', '.join(unknown)}): no prediction",
             hint="Measure it on the device: edgeopt bench MODEL --on ssh://user@host.",
         )
-    regime: packs.Regime = "families" if basis.configuration is not None else _DEVICE_REGIME
-    judged = basis.group.pack.held_out.get(regime)
+    judged = basis.group.pack.held_out.get(basis.regime)
     width = float(np.exp((judged.spread if judged else 3.0) * scale[0]))
     has_mb = device.memory_gb.value * 1e3 if device.memory_gb else None
     return Prediction(
@@ -156,7 +166,7 @@ def predict_operations(
         median_ms=median,
         low_ms=median / width,
         high_ms=median * width,
-        basis="fitted" if basis.configuration is not None else "transferred",
+        basis="transferred" if basis.configuration is None and basis.adapted is None else "fitted",
         coverage=coverage,
         bound=_bound(times.sum(0)),
         kernels=_costliest(kernels, times, median),
@@ -168,7 +178,7 @@ def predict_operations(
             rows=basis.rows,
             pooled_rows=sum(c.rows for c in basis.group.pack.configurations),
             held_out_error_pct=judged.error_pct if judged else None,
-            held_out="families" if regime == "families" else "devices",
+            held_out="families" if basis.regime == "families" else "devices",
         ),
         warnings=basis.warnings,
     )
@@ -226,6 +236,12 @@ def find_basis(
     cpu = support.unit == "cpu"
     wanted = (threads or min(max(1, device.fast_cores), DEFAULT_THREADS)) if cpu else None
     engines = measured_engines(support, precision)
+    for rates_found in device.adapted:
+        if rates_found.engine in (*engines, nearest_engine(support, precision)) and rates_found.threads == wanted:
+            group = packs.groups()[group_of(rates_found.engine)]
+            theta = np.array(rates_found.theta)
+            count = len(rates_found.probes)
+            return Basis(group, rates_found.engine, theta, None, count, wanted, adapted=rates_found)
     own = [
         (group, c)
         for engine in engines
@@ -238,21 +254,21 @@ def find_basis(
         group, chosen = max(exact, key=lambda pair: _preference(pair[1], device))
         rows = sum(c.rows for _, c in exact if c.device == chosen.device and c.engine == chosen.engine)
         return Basis(group, chosen.engine, np.array(chosen.theta), chosen, rows, wanted)
-    engine = engines[0] if engines else _nearest_engine(support, precision)
+    engine = engines[0] if engines else nearest_engine(support, precision)
     group = packs.groups().get(group_of(engine))
     if group is None:
         raise DeviceUnreachable(
             f"nothing was measured with {support.runtime} on a {support.unit} in {precision}, on no device",
             hint="Measure it on the device: edgeopt bench MODEL --on ssh://user@host.",
         )
-    relatives = _relatives(device, group, wanted)
-    peak = device.peak_gops(support.unit, precision, wanted)
-    theta = adapt.transferred(group.mean, relatives, peak)
+    relatives = _relatives(device, group, wanted, support.unit, precision)
+    theta = adapt.transferred(group.mean, relatives)
     warnings = () if relatives else ("no relative of this device was measured; the rates are those of all devices",)
     return Basis(group, engine, theta, None, 0, wanted, warnings)
 
 
-def _nearest_engine(support: RuntimeSupport, precision: Precision) -> str:
+def nearest_engine(support: RuntimeSupport, precision: Precision) -> str:
+    """What the measurements would call a runtime that they do not have."""
     return f"{support.runtime}/{support.unit}/{precision}"
 
 
@@ -270,29 +286,31 @@ def _preference(configuration: Configuration, device: DeviceProfile) -> tuple[in
 
 
 def _relatives(
-    device: DeviceProfile, group: Group, threads: int | None
-) -> list[tuple[Array, float | None]]:
-    """Rates of measured devices in the group, brought to the wanted threads, with their peaks."""
+    device: DeviceProfile, group: Group, threads: int | None, unit: ComputeUnit, precision: Precision
+) -> list[Array]:
+    """Rates of measured devices, brought to this one's speed and to the wanted threads.
+
+    The device's own rows with other threads come first, then those that its profile calls relatives, then all that
+    have a profile.
+    """
     owners = {name: profile for profile in catalogue.profiles() for name in profile.measured_as}
-    near = (*device.measured_as, *device.relatives)
-    known = [c for c in group.pack.configurations if c.device in near]
-    if not known:
-        known = [c for c in group.pack.configurations if c.device in owners]
+    known: list[Configuration] = []
+    for names in (device.measured_as, device.relatives, tuple(owners)):
+        known = known or [c for c in group.pack.configurations if c.device in names]
+    wanted = device.speed(unit, precision, threads)
     found = []
     for name in dict.fromkeys(c.device for c in known):
         mine = [c for c in known if c.device == name]
-        counts = {count: c for c in mine if (count := _threads(c)) is not None}
+        counts = {count for c in mine if (count := _threads(c)) is not None}
         shift = 0.0
-        chosen = max(mine, key=lambda c: c.rows)
-        used = None
         if threads is not None and counts:
             used = adapt.nearest_threads(counts, threads)
-            chosen = max((c for c in mine if _threads(c) == used), key=lambda c: c.rows)
+            mine = [c for c in mine if _threads(c) == used]
             shift = adapt.by_threads(group.pack.thread_exponent, threads, used)
+        chosen = max(mine, key=lambda c: (c.engine.endswith(precision), c.rows))
+        theta = np.array(chosen.theta) + shift
         owner = owners.get(name)
-        unit, precision = chosen.engine.split("/")[1:]
-        peak = None
-        if owner is not None and precision in BYTES:
-            peak = owner.peak_gops(unit, precision, threads)  # type: ignore[arg-type]
-        found.append((np.array(chosen.theta) + shift, peak))
+        if owner is not None:
+            theta = adapt.by_proportion(theta, owner.speed(unit, precision, threads), wanted, host=unit == "cpu")
+        found.append(theta)
     return found

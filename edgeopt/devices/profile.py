@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from edgeopt.devices.adapt import Speed
 from edgeopt.types import Frozen
 
 Confidence = Literal["high", "medium", "low"]
@@ -68,6 +69,22 @@ class PowerMode(Frozen):
     watts: Figure | None
 
 
+class AdaptedRates(Frozen):
+    """Rates that were fitted to measurements of one's own board: ``edgeopt bench --fit``."""
+
+    engine: str
+    """As in the packs: ``tflite/cpu/int8``."""
+    threads: int | None
+    theta: tuple[float, ...]
+    """Log rates, by ``kernels.QUANTITIES``."""
+    composition: tuple[tuple[float, ...], ...]
+    """Where the measured models lie, and"""
+    weights: tuple[float, ...]
+    """their weights in what the rates do not say."""
+    probes: tuple[str, ...] = Field(min_length=1)
+    """The models that were measured."""
+
+
 class DeviceProfile(Frozen):
     """What is known of a device, and which rows of the published measurements are of it."""
 
@@ -90,6 +107,7 @@ class DeviceProfile(Frozen):
     runtimes: tuple[RuntimeSupport, ...] = Field(min_length=1)
     power_modes: tuple[PowerMode, ...] = ()
     notes: str | None = None
+    adapted: tuple[AdaptedRates, ...] = ()
 
     @model_validator(mode="after")
     def _runs_on_what_it_has(self) -> DeviceProfile:
@@ -122,3 +140,12 @@ class DeviceProfile(Frozen):
             return peak * min(threads, self.fast_cores) / self.fast_cores
         found = [accelerator.peaks.of(precision) for accelerator in self.accelerators if accelerator.unit == unit]
         return next((peak for peak in found if peak is not None), None)
+
+    def speed(self, unit: ComputeUnit, precision: Precision, threads: int | None = None) -> Speed:
+        """Arithmetic and memory, by which rates go from one device to another.
+
+        Where the precision's peak is not known, that of fp32 stands in: only ratios between devices count.
+        """
+        peak = self.peak_gops(unit, precision, threads) or self.peak_gops(unit, "fp32", threads)
+        bandwidth = self.memory_bandwidth_gb_s.value if self.memory_bandwidth_gb_s else None
+        return Speed(peak, bandwidth)

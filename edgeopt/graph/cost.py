@@ -100,7 +100,9 @@ def _elements(value: ir.Value) -> int:
 def _operation(node: ir.Node, reads: list[ir.Value], silu: bool, follows: bool) -> Operation:
     name = node.name or node.op_type
     inputs = sum(_elements(value) for value in reads)
-    outputs = sum(_elements(value) for value in node.outputs if value.name and (value.uses() or value.is_graph_output()))
+    outputs = sum(
+        _elements(value) for value in node.outputs if value.name and (value.uses() or value.is_graph_output())
+    )
     constants = [array for value in node.inputs if (array := constant(value)) is not None and array.ndim > 1]
     weights = sum(int(array.size) for array in constants)
     if silu:
