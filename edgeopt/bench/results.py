@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from edgeopt.devices.prediction import Prediction
 from edgeopt.devices.profile import ComputeUnit, Runtime
-from edgeopt.errors import UsageError
 from edgeopt.types import Frozen, Kind
-
-SCHEMA = "edgeopt.bench/1"
 
 
 class LatencyMs(Frozen):
@@ -169,38 +164,3 @@ class BenchDocument(Frozen):
     refusals: tuple[str, ...] = ()
     """Devices of a comparison for which there is no prediction, and why."""
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-def read_document(path: Path) -> BenchDocument:
-    """A saved ``edgeopt bench --json``.
-
-    Raises:
-        UsageError: no such file, not JSON, another schema or version, or a field that is wrong.
-    """
-    where = str(path)
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=where) from error
-    except ValueError as error:
-        raise UsageError(
-            f"is no JSON: {error}", where=where, hint="Write it with: edgeopt bench … --json > FILE"
-        ) from error
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
-        said = f"is '{schema}'" if schema else "names no schema"
-        raise UsageError(
-            f"{said}, and this version of edgeopt reads '{SCHEMA}'",
-            where=where,
-            hint="Measure again with this version: edgeopt bench … --json > FILE",
-        )
-    try:
-        return BenchDocument.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UsageError(
-            f"{field}: {first['msg']}",
-            where=where,
-            hint="It was written by another version of edgeopt, or changed by hand: measure again.",
-        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ class Request:
 @click.option("--device", metavar="NAME", help="Predict for this device (see edgeopt devices); with --on its label.")
 @click.option("--on", metavar="URL", help="Measure there: ssh://user@host[:port][/scratch-folder] or adb://SERIAL.")
 @click.option("--compare", is_flag=True, help="Predict for all devices.")
+@click.option("--fit", metavar="NAME", help="MODEL... are results.json of one's own board: adapt this profile to them.")
+@click.option("--source", "sources", multiple=True, metavar="FILE=MODEL", help="For --fit: what FILE was made from.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the runtime.  [default: 1, predicted: the fast cores]")
 @click.option("--batch", type=click.IntRange(min=1), help="First size of every input, where the file leaves it open.")
 @click.option("--input", "inputs", multiple=True, metavar="NAME=1,3,224,224", help="Shape of an input with open sizes.")
@@ -76,6 +79,8 @@ def command(models: tuple[Path, ...], html: Path | None, json_wanted: bool, **op
     MODELs are .onnx, .tflite, .pt2, TensorRT bundles, or recipes (their source model). Several are measured in turns
     and compared. Low and high are the 95 % interval of a measured median, the 90 % interval of a prediction.
     """
+    if options["fit"] is not None:
+        return _fit(models, options, json_wanted=json_wanted)
     budget_ms = _budget_ms(options["budget_ms"], options["fps"])
     document = _answer(models, options).model_copy(update={"budget_ms": budget_ms})
     from edgeopt.report.latency import as_text, failures_of
@@ -212,8 +217,45 @@ def _predicted(request: Request, profiles: tuple[DeviceProfile, ...], options: d
     )
     found: Predicted = in_worker("predict", "edgeopt.pipeline.benchmark:predict_all", job, limit_s=PREDICT_LIMIT_S)
     results = sorted(found.results, key=lambda result: (result.model, result.latency_ms.p50))
-    refusals = tuple(refusal.what for refusal in found.refusals)
+    refusals = tuple(dict.fromkeys(f"{refusal.where}: {refusal.what}" for refusal in found.refusals))
     return BenchDocument(edgeopt=__version__, results=tuple(results), refusals=refusals)
+
+
+def _fit(results: tuple[Path, ...], options: dict[str, Any], *, json_wanted: bool) -> int:
+    """Adapt a profile, write it beside the user, and say what changed."""
+    from edgeopt.cli.isolated import in_worker
+    from edgeopt.devices.catalogue import find
+    from edgeopt.devices.fit import save
+    from edgeopt.pipeline.benchmark import FitJob
+
+    if options["on"] or options["device"] or options["compare"]:
+        raise UsageError("--fit takes results that were measured before", hint="Leave --on, --device, --compare out.")
+    sources = {}
+    for text in options["sources"]:
+        file, found, model = text.partition("=")
+        if not found or not model:
+            raise UsageError(f"{text!r} is not FILE=MODEL", where="--source")
+        sources[file] = Path(model)
+    found = find(options["fit"])
+    inputs = {name: tuple(shape) for name, shape in map(shape_from, options["inputs"])}
+    job = FitJob(found.profile, results, sources, inputs, options["trust"])
+    adapted, changes = in_worker("fit", "edgeopt.pipeline.benchmark:fit_profile", job, limit_s=PREDICT_LIMIT_S)
+    out = Path(f"{adapted.id}-own.yaml")
+    save(adapted, out)
+    if json_wanted:
+        document = {"schema": "edgeopt.fit/1", "device": adapted.id, "profile": str(out)}
+        click.echo(
+            json.dumps({**document, "changes": [change.model_dump(mode="json") for change in changes]}, indent=2)
+        )
+        return 0
+    for change in changes:
+        threads = f" ×{change.threads}" if change.threads else ""
+        click.echo(
+            f"{change.model} {change.runtime}/{change.compute_unit}{threads} {change.precision}: measured "
+            f"{change.measured_ms:.3g} ms, predicted {change.before_ms:.3g} before, {change.after_ms:.3g} now"
+        )
+    click.echo(f"{out}: predict with it: edgeopt bench MODEL --device {out}")
+    return 0
 
 
 def _budget_ms(budget_ms: float | None, fps: float | None) -> float | None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from edgeopt import events
 from edgeopt.bench.latency import Measurement, Plan, Subject, measure_here, subject_of
 from edgeopt.bench.predicted import result_of
 from edgeopt.bench.results import BenchResult
+from edgeopt.devices.fit import Change, Probe, fit, read_results
 from edgeopt.devices.predict import predict
 from edgeopt.devices.profile import ComputeUnit, DeviceProfile, Precision
-from edgeopt.errors import EdgeoptError, ModelError
+from edgeopt.errors import EdgeoptError, ModelError, UsageError
 from edgeopt.frontends.pt2_archive import refuse_what_runs_code
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.passes.base import Context
@@ -188,10 +190,69 @@ def predict_all(job: PredictJob) -> Predicted:
             except EdgeoptError as refusal:
                 if len(job.devices) == 1:
                     raise
-                refusals.append(refusal)
+                refusals.append(type(refusal)(refusal.what, where=device.id, hint=refusal.hint))
                 continue
             found += [result_of(str(path), prediction) for prediction in predictions]
+    if not found:
+        raise refusals[0]
     return Predicted(tuple(found), tuple(refusals))
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """A profile, and results that were measured on a board of its kind.
+
+    Args:
+        sources: measured file → the model whose graph it has, where it is not a source itself.
+    """
+
+    device: DeviceProfile
+    results: tuple[Path, ...]
+    sources: Mapping[str, Path]
+    inputs: Mapping[str, tuple[int, ...]]
+    trust: bool
+
+
+def fit_profile(job: FitJob) -> tuple[DeviceProfile, tuple[Change, ...]]:
+    """The profile adapted to the results, and what changed.
+
+    Raises:
+        UsageError: results of another version, nothing stable in them, or a runtime that the profile does not have.
+        ModelError: a measured file whose graph cannot be found.
+    """
+    measured = [found for path in job.results for found in read_results(path)]
+    steady = [one for one in measured if one.stable]
+    for one in measured:
+        if not one.stable:
+            events.warn(f"{one.model} is left out: its times were unstable")
+    if not steady:
+        raise UsageError("no result is stable, so there is nothing to fit to", hint="Measure on a machine at rest.")
+    graphs: dict[Path, QuantizedGraph] = {}
+    probes = []
+    for one in steady:
+        source = _source_of(Path(one.model), job.sources)
+        if source not in graphs:
+            graphs[source] = graph_of(source, job.inputs, trust=job.trust)
+        probes.append(
+            Probe(
+                name=one.model,
+                model=graphs[source].model,
+                runtime=one.runtime,
+                unit=one.compute_unit,
+                precision=one.precision,
+                threads=one.threads,
+                ms=one.latency_ms.p50,
+            )
+        )
+    return fit(job.device, probes)
+
+
+def _source_of(measured: Path, sources: Mapping[str, Path]) -> Path:
+    """The model with a measured file's graph: as told, the file itself, or the ONNX file converted along with it."""
+    if str(measured) in sources:
+        return sources[str(measured)]
+    beside = measured.parent.parent / "onnx" / "model.onnx"
+    return beside if measured.suffix == ".tflite" and beside.is_file() else measured
 
 
 def graph_of(path: Path, inputs: Mapping[str, tuple[int, ...]], *, trust: bool) -> QuantizedGraph:
@@ -213,7 +274,8 @@ def graph_of(path: Path, inputs: Mapping[str, tuple[int, ...]], *, trust: bool) 
         raise ModelError(
             "a prediction needs the model's graph, and this is none",
             where=str(path),
-            hint="Give the .onnx, .pt2 or recipe that it was made from; --precision and --runtime say how it is run.",
+            hint="Give the .onnx, .pt2 or recipe that it was made from; --precision and --runtime say how it is run. "
+            "For --fit: --source FILE=MODEL.",
         )
     imported = load_source(source, root, trust=trust)
     with TemporaryDirectory(prefix="edgeopt-") as scratch:

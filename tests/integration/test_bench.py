@@ -11,9 +11,9 @@ import pytest
 
 from edgeopt.bench import agent
 from edgeopt.bench.latency import Plan, measure_here, subject_of
-from edgeopt.bench.results import BenchDocument, BenchResult, Conditions, LatencyMs, Ratio, read_document
+from edgeopt.bench.results import BenchDocument, BenchResult, Conditions, LatencyMs, Ratio
 from edgeopt.cli import run
-from edgeopt.errors import ModelError, UsageError
+from edgeopt.errors import ModelError
 from edgeopt.report.latency import as_text, failures_of
 from edgeopt.report.latency_plot import distribution_svg, page
 from tests import tiny
@@ -164,40 +164,6 @@ def test_a_budget(folder, capsys):
     assert failures_of([result("a", 2.0), result("a", 4.0)], 3.0) == ()
     assert failures_of([result("a", 2.0)], 1.9) == ("a on host: 2 ms (median), at most 1.9 ms was asked",)
     assert bench(capsys, "model.onnx", "--fps", "1", "--budget-ms", "1", code=2)["hint"]
-
-
-def test_saved_results_are_read_back(folder, tmp_path):
-    document = BenchDocument(edgeopt="0", results=(measured(folder / "model.onnx"),))
-    (tmp_path / "results.json").write_text(document.model_dump_json(by_alias=True))
-    assert read_document(tmp_path / "results.json") == document
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda found: found | {"schema": "edgeopt.bench/2"},
-            r"is 'edgeopt.bench/2', and this version .* 'edgeopt.bench/1'",
-        ),
-        (lambda found: {"results": []}, "names no schema"),
-        (lambda found: found | {"results": [found["results"][0] | {"colour": "red"}]}, r"results.0.colour"),
-        (lambda found: [found], "names no schema"),
-    ],
-)
-def test_results_of_another_version_are_refused(tmp_path, change, message):
-    good = BenchDocument(edgeopt="0", results=(result(),)).model_dump(mode="json", by_alias=True)
-    file = tmp_path / "results.json"
-    file.write_text(json.dumps(change(good)))
-    with pytest.raises(UsageError, match=message):
-        read_document(file)
-
-
-def test_results_that_are_no_json(tmp_path):
-    (tmp_path / "results.json").write_text("{")
-    with pytest.raises(UsageError, match="is no JSON"):
-        read_document(tmp_path / "results.json")
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_document(tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize(
