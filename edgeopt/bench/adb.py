@@ -123,10 +123,9 @@ def measure_on(
         for one in subjects:
             phone.push(one.path, paths[one.name])
         launches: dict[str, list[Launch]] = {one.name: [] for one in subjects}
-        for turn in range(LAUNCHES):
-            for one in subjects:
-                events.emit(events.Event("step", f"{address}: launch {turn + 1} of {one.name}"))
-                launches[one.name].append(_launch(phone, program, paths[one.name], one, plan))
+        turns = [one for _ in range(LAUNCHES) for one in subjects]
+        for one in events.track(turns, f"{address}: launches", len(turns)):
+            launches[one.name].append(_launch(phone, program, paths[one.name], one, plan))
         machine = " ".join(phone.shell("getprop", key).strip() for key in ("ro.product.model", "ro.board.platform"))
     finally:
         phone.remove(folder)

@@ -6,7 +6,8 @@ both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ CALLED: dict[str, tuple[Runtime, str]] = {
     "torch": ("pytorch", "torch"),
 }
 """Module of a runtime → its name in results, and the package whose version is given."""
+UNVERIFIED = frozenset({"trtexec"})
+"""Runtimes that were tried with a stand-in only."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def measure(
     """
     subjects = tuple(subject_of(path, name=name) for name, path in models.items())
     plan = Plan(threads=threads, seconds=seconds, runs=runs, warm_up_s=seconds, seed=seed)
-    found = measure_here(subjects, plan)
+    found = measure_here(subjects, plan, tell=lambda text: None)
     return {
         one.name: result.model_copy(update={"model": str(one.path)})
         for one, result in zip(subjects, found.results, strict=True)
@@ -142,8 +145,13 @@ def subject_of(path: Path, *, name: str | None = None, delegate: bool = True) ->
     return Subject(name or str(path), path, RUNTIME_OF[path.suffix], options)
 
 
-def measure_here(subjects: tuple[Subject, ...], plan: Plan) -> Measurement:
+def measure_here(subjects: tuple[Subject, ...], plan: Plan, *, tell: Callable[[str], None]) -> Measurement:
     """Measure on this machine, in this process: run foreign files in a worker.
+
+    Args:
+        subjects: what to measure.
+        plan: how.
+        tell: told what is being done.
 
     Raises:
         ModelError: a model that its runtime refuses, or whose sizes are open.
@@ -157,10 +165,30 @@ def measure_here(subjects: tuple[Subject, ...], plan: Plan) -> Measurement:
             else agent.file_opener(asked, request, "edgeopt.runtimes")
             for one, asked in zip(subjects, request["models"], strict=True)
         }
-        answer = agent.measure(openers, request, lambda text: events.emit(events.Event("step", text)))
+        answer = agent.measure(openers, request, tell)
     except agent.Problem as problem:
         raise understood(problem) from problem
     return results_of(subjects, plan, answer)
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """A function for what is being done: each text is a step, which ends where the next one begins."""
+    last: list[str] = []
+
+    def tell(text: str) -> None:
+        end()
+        last.append(text)
+        events.emit(events.Event("step", text))
+
+    def end() -> None:
+        if last:
+            events.emit(events.Event("done", last.pop()))
+
+    try:
+        yield tell
+    finally:
+        end()
 
 
 def torch_opener(subject: Subject, plan: Plan) -> tuple[str, Callable[[], Any]]:
@@ -224,6 +252,7 @@ def _result(one: Subject, plan: Plan, found: Mapping[str, Any], answer: Mapping[
         precision=one.precision,
         threads=plan.threads if one.unit == "cpu" else None,
         batch=found["batch"],
+        verified=one.runtime not in UNVERIFIED,
         latency_ms=latency,
         throughput_per_s=round(found["batch"] * 1e3 / latency.mean, 3) if latency.mean else None,
         load_ms=_rounded(found["load_ms"]),

@@ -11,9 +11,8 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgeopt import events
 from edgeopt.bench import agent
-from edgeopt.bench.latency import Measurement, Plan, Subject, results_of, understood
+from edgeopt.bench.latency import Measurement, Plan, Subject, results_of, telling, understood
 from edgeopt.bench.ssh import Answer, Connection
 from edgeopt.errors import EdgeoptError, ModelError, SetupError, UsageError
 
@@ -143,12 +142,9 @@ def _ask(connection: Connection, files: Mapping[str, Path | bytes], limit_s: flo
     """The agent's result."""
     where = str(connection.address)
 
-    def tell(text: str) -> None:
-        events.emit(events.Event("step", f"{where}: {text}"))
-
-    tell("connecting")
-    answer = connection.run(files, [ARCHIVE, REQUEST], limit_s=limit_s, tell=tell)
-    events.emit(events.Event("done", f"{where}: connecting"))
+    with telling() as tell:
+        tell(f"{where}: connecting")
+        answer = connection.run(files, [ARCHIVE, REQUEST], limit_s=limit_s, tell=lambda text: tell(f"{where}: {text}"))
     if answer.message is None:
         raise _dead(answer, where, runtime)
     if answer.message["at"] == "problem":

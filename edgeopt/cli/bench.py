@@ -29,7 +29,7 @@ HERE = ("host", "here", "this")
 RUNTIMES = ("onnxruntime", "tflite", "tensorrt", "coreml", "qnn", "ncnn", "pytorch")
 UNITS = ("cpu", "gpu", "npu", "ane", "dla", "tpu")
 PRECISIONS = ("fp32", "fp16", "int8")
-PREDICT_LIMIT_S = 900.0
+LIMIT_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,9 @@ def _on(request: Request, options: dict[str, Any], device: str | None) -> Measur
     from edgeopt.bench import adb, remote
     from edgeopt.bench.address import parse
     from edgeopt.bench.ssh import Connection
+    from edgeopt.cli.isolated import in_worker
     from edgeopt.cli.progress import showing
-    from edgeopt.pipeline.benchmark import subjects_of
+    from edgeopt.pipeline.benchmark import SharesJob, subjects_of
 
     address = parse(options["on"])
     subjects = subjects_of(
@@ -194,7 +195,13 @@ def _on(request: Request, options: dict[str, Any], device: str | None) -> Measur
                 address, subjects, request.plan, runner=options["runner"], device=device, limit_s=request.timeout
             )
         connection = Connection(address, options["ssh_config"], options["python"])
-        return remote.measure_on(connection, subjects, request.plan, device=device, limit_s=request.timeout)
+        found = remote.measure_on(connection, subjects, request.plan, device=device, limit_s=request.timeout)
+    if not request.plan.profile or all(one.runtime != "litert" for one in subjects):
+        return found
+    job = SharesJob(found, request.plan.inputs, request.trust)
+    shares = job if device is None else replace(job, device=device)
+    with_shares: Measurement = in_worker("profile", "edgeopt.pipeline.benchmark:with_shares", shares, limit_s=LIMIT_S)
+    return with_shares
 
 
 def _predicted(request: Request, profiles: tuple[DeviceProfile, ...], options: dict[str, Any]) -> BenchDocument:
@@ -215,7 +222,7 @@ def _predicted(request: Request, profiles: tuple[DeviceProfile, ...], options: d
         request.plan.inputs,
         request.trust,
     )
-    found: Predicted = in_worker("predict", "edgeopt.pipeline.benchmark:predict_all", job, limit_s=PREDICT_LIMIT_S)
+    found: Predicted = in_worker("predict", "edgeopt.pipeline.benchmark:predict_all", job, limit_s=LIMIT_S)
     results = sorted(found.results, key=lambda result: (result.model, result.latency_ms.p50))
     refusals = tuple(dict.fromkeys(f"{refusal.where}: {refusal.what}" for refusal in found.refusals))
     return BenchDocument(edgeopt=__version__, results=tuple(results), refusals=refusals)
@@ -239,7 +246,7 @@ def _fit(results: tuple[Path, ...], options: dict[str, Any], *, json_wanted: boo
     found = find(options["fit"])
     inputs = {name: tuple(shape) for name, shape in map(shape_from, options["inputs"])}
     job = FitJob(found.profile, results, sources, inputs, options["trust"])
-    adapted, changes = in_worker("fit", "edgeopt.pipeline.benchmark:fit_profile", job, limit_s=PREDICT_LIMIT_S)
+    adapted, changes = in_worker("fit", "edgeopt.pipeline.benchmark:fit_profile", job, limit_s=LIMIT_S)
     out = Path(f"{adapted.id}-own.yaml")
     save(adapted, out)
     if json_wanted:

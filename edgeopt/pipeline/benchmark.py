@@ -12,9 +12,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from edgeopt import events
-from edgeopt.bench.latency import Measurement, Plan, Subject, measure_here, subject_of
+from edgeopt.bench.latency import Measurement, Plan, Subject, measure_here, subject_of, telling
 from edgeopt.bench.predicted import result_of
-from edgeopt.bench.results import BenchResult
+from edgeopt.bench.results import BenchResult, OperatorTime, Profile
+from edgeopt.devices import catalogue
 from edgeopt.devices.fit import Change, Probe, fit, read_results
 from edgeopt.devices.predict import predict
 from edgeopt.devices.profile import ComputeUnit, DeviceProfile, Precision
@@ -30,6 +31,7 @@ from edgeopt.recipe.schema import ModelSource
 Delegate = Literal["on", "off", "both"]
 RECIPES = (".yaml", ".yml")
 KINDS = "Give .onnx, .tflite, .pt2, a TensorRT bundle (a folder with model.onnx), or a recipe."
+WITHOUT = " (without XNNPACK)"
 INT8_SHARE = 0.5
 """A file is called int8 where at least half of its arithmetic operators are."""
 
@@ -72,7 +74,7 @@ def _subjects(
     if path.suffix == ".onnx" and runtime == "tensorrt":
         return [Subject(name, path, "trtexec", unit="gpu", precision=precision_of(path))]
     if path.suffix == ".tflite" and delegate == "both":
-        without = subject_of(path, name=f"{name} (without XNNPACK)", delegate=False)
+        without = subject_of(path, name=f"{name}{WITHOUT}", delegate=False)
         both = [subject_of(path), without]
     elif path.suffix in (".tflite", ".onnx"):
         both = [subject_of(path, delegate=delegate != "off")]
@@ -138,7 +140,55 @@ class MeasureJob:
 
 def measure(job: MeasureJob) -> Measurement:
     subjects = subjects_of(job.models, delegate=job.delegate, runtime=None, trust=job.trust, shapes=job.plan.inputs)
-    return measure_here(subjects, job.plan)
+    with telling() as tell:
+        found = measure_here(subjects, job.plan, tell=tell)
+    return with_shares(SharesJob(found, job.plan.inputs, job.trust)) if job.plan.profile else found
+
+
+@dataclass(frozen=True)
+class SharesJob:
+    found: Measurement
+    inputs: Mapping[str, tuple[int, ...]]
+    trust: bool
+    device: str = "raspberry-pi-5"
+
+
+def with_shares(job: SharesJob) -> Measurement:
+    """TFLite results with what each kernel costs: its predicted share of the measured median, and labelled so.
+
+    LiteRT's Python package has no profiler. The shares are those that the predictor sees on ``device``.
+    """
+    return replace(job.found, results=tuple(_with_shares(result, job) for result in job.found.results))
+
+
+def _with_shares(result: BenchResult, job: SharesJob) -> BenchResult:
+    if result.runtime != "tflite" or result.profile is not None:
+        return result
+    source = _source_of(Path(result.model.removesuffix(WITHOUT)), {})
+    if source.suffix == ".tflite":
+        events.warn(
+            f"{result.model}: no time per operator: LiteRT has no profiler, and its source model is not beside it"
+        )
+        return result
+    device = catalogue.find(job.device).profile
+    try:
+        graph = graph_of(source, job.inputs, trust=job.trust)
+        precision: Any = result.precision if result.precision in ("fp32", "fp16", "int8") else "fp32"
+        first = predict(graph.model, device=device, runtime="tflite", unit="cpu", precision=precision, threads=1)[0]
+    except EdgeoptError as error:
+        events.warn(f"{result.model}: no time per operator: {error.what}")
+        return result
+    operators = tuple(
+        OperatorTime(
+            name=kernel.name,
+            op=" + ".join(kernel.fused),
+            ms=kernel.share * result.latency_ms.p50,
+            share=kernel.share,
+        )
+        for kernel in first.kernels
+    )
+    about = f"shares of the median as predicted for {device.id}, the ten costliest"
+    return result.model_copy(update={"profile": Profile(kind="predicted", source=about, operators=operators)})
 
 
 # --- on a device that is not here

@@ -1,4 +1,4 @@
-"""``edgeopt bench --device``: predictions carry their label, interval and evidence, and are refused where there is none."""
+"""``edgeopt bench --device``: predictions carry label, interval and evidence, or are refused."""
 
 from __future__ import annotations
 
