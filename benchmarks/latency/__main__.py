@@ -82,7 +82,8 @@ def markdown(found: dict[str, list[Outcome]]) -> str:
         pooled.append([NAMES[regime], "all", *_line(outcomes, inside[regime])])
         pooled.append([NAMES[regime], "with a profile", *_line(mine, inside[regime])])
     parts += [
-        "Median absolute percentage error, pooled. The rooflines are fitted for measured boards that profiles cover, on the same rows.",
+        "Median absolute percentage error, pooled. The rooflines are fitted on the same rows, for the boards that "
+        "the data name as such.",
         "",
     ]
     parts += [tables.table(["", "devices", *HEADER], pooled), ""]

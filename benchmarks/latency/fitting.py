@@ -41,9 +41,10 @@ def structure(single: float, kind: float, speed: float) -> Array:
 BETWEEN_GROUPS = structure(0.30, 0.35, 4.0)
 BETWEEN_DEVICES = structure(0.10, 0.12, 0.5)
 PRIOR_WEIGHT = 10.0  # how many configurations BETWEEN_DEVICES counts for
-START: Array = np.array(  # 10⁸ multiply-accumulates as e ms where 10⁶ values moved are 1 ms; depthwise is in 10⁷
-    [-3.0 if "kernels" in n else 0.0 if n == "macs_depthwise" else 1.0 if n.startswith("macs") else 0.0 for n in QUANTITIES]
-)  # fmt: skip
+START: Array = np.array(
+    [-3.0 if "kernels" in name else float(name.startswith("macs") and "depth" not in name) for name in QUANTITIES]
+)
+"""Log ms of each quantity to begin with: 10⁸ multiply-accumulates take e times as long as moving 10⁶ values."""
 
 
 @dataclass

@@ -25,7 +25,7 @@ def _rounded(values: Iterable[float], digits: int = 4) -> tuple[float, ...]:
 
 
 def thread_exponent(configurations: Iterable[Measured], fitted: Fitted) -> float:
-    """Latency goes with threads to this power: the slope within devices, over the counts that each was measured with."""
+    """Latency goes with threads to this power: the slope within devices, over their thread counts."""
     by_device: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for m in configurations:
         device, engine, threads, _ = m.key

@@ -75,9 +75,10 @@ def probed(
     Returns:
         log rates, and weights (probes,) that carry the probes' residuals on to models that covary with them.
     """
-    theta, _ = rates.fit_rates(x, y - offset, mean, np.linalg.inv(covariance), noise)
+    theta, _ = rates.fit_rates(x, y - offset, mean, np.asarray(np.linalg.inv(covariance), np.float64), noise)
     left = y - offset - rates.log_latency(x, theta)
-    weights: Array = np.linalg.solve(noise, left) if isinstance(noise, np.ndarray) else left / noise
+    weighed = np.linalg.solve(noise, left) if isinstance(noise, np.ndarray) else left / noise
+    weights: Array = np.asarray(weighed, np.float64)
     return theta, weights
 
 

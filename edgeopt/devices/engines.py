@@ -88,7 +88,7 @@ def group_of(measured: str) -> str:
     ncnn's float on CPU is one group: whether it computes in fp16 is the device's property.
     """
     runtime, unit, precision = measured.split("/")
-    if runtime == "ncnn" or runtime == "tflite_gpu" or (runtime == "tflite" and unit == "gpu"):
+    if runtime in ("ncnn", "tflite_gpu") or (runtime == "tflite" and unit == "gpu"):
         if unit == "gpu":
             return "gpu/mobile"
         return "cpu/ncnn/int8" if precision == "int8" else "cpu/ncnn/float"

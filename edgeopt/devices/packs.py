@@ -71,7 +71,7 @@ class Pack(Frozen):
     """What the group has beyond the rates for a model that it has seen, log."""
     configurations: tuple[Configuration, ...]
     held_out: dict[Regime, HeldOut]
-    errors: dict[str, HeldOut] = {}
+    errors: dict[str, HeldOut] = Field(default_factory=dict)
     """``device|engine`` → families held out, where ten rows or more are known."""
 
 

@@ -1,4 +1,4 @@
-"""Latency of a model on a device that is not here: graph → fused kernels → cost per kernel → total, with an interval."""
+"""Latency of a model on a device that is not here: graph → fused kernels → cost of each → total, with an interval."""
 
 from __future__ import annotations
 
@@ -236,12 +236,13 @@ def find_basis(
     cpu = support.unit == "cpu"
     wanted = (threads or min(max(1, device.fast_cores), DEFAULT_THREADS)) if cpu else None
     engines = measured_engines(support, precision)
-    for rates_found in device.adapted:
-        if rates_found.engine in (*engines, nearest_engine(support, precision)) and rates_found.threads == wanted:
-            group = packs.groups()[group_of(rates_found.engine)]
-            theta = np.array(rates_found.theta)
-            count = len(rates_found.probes)
-            return Basis(group, rates_found.engine, theta, None, count, wanted, adapted=rates_found)
+    for fitted in device.adapted:
+        if fitted.engine in (*engines, nearest_engine(support, precision)) and fitted.threads == wanted:
+            theta = np.array(fitted.theta)
+            return Basis(
+                packs.groups()[group_of(fitted.engine)], fitted.engine, theta, None, len(fitted.probes), wanted,
+                adapted=fitted,
+            )  # fmt: skip
     own = [
         (group, c)
         for engine in engines
@@ -255,16 +256,16 @@ def find_basis(
         rows = sum(c.rows for _, c in exact if c.device == chosen.device and c.engine == chosen.engine)
         return Basis(group, chosen.engine, np.array(chosen.theta), chosen, rows, wanted)
     engine = engines[0] if engines else nearest_engine(support, precision)
-    group = packs.groups().get(group_of(engine))
-    if group is None:
+    pooled = packs.groups().get(group_of(engine))
+    if pooled is None:
         raise DeviceUnreachable(
             f"nothing was measured with {support.runtime} on a {support.unit} in {precision}, on no device",
             hint="Measure it on the device: edgeopt bench MODEL --on ssh://user@host.",
         )
-    relatives = _relatives(device, group, wanted, support.unit, precision)
-    theta = adapt.transferred(group.mean, relatives)
+    relatives = _relatives(device, pooled, wanted, support.unit, precision)
+    theta = adapt.transferred(pooled.mean, relatives)
     warnings = () if relatives else ("no relative of this device was measured; the rates are those of all devices",)
-    return Basis(group, engine, theta, None, 0, wanted, warnings)
+    return Basis(pooled, engine, theta, None, 0, wanted, warnings)
 
 
 def nearest_engine(support: RuntimeSupport, precision: Precision) -> str:

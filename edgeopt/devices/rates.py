@@ -35,7 +35,8 @@ PROCESS = Residuals()
 
 def log_latency(x: Array, theta: Array) -> Array:
     """log ms of models with quantities ``x`` (models, quantities) at log rates ``theta``."""
-    return np.log(np.maximum(x @ np.exp(theta), 1e-12))
+    log_ms: Array = np.log(np.maximum(x @ np.exp(theta), 1e-12))
+    return log_ms
 
 
 def shares(x: Array, theta: Array) -> Array:
@@ -103,5 +104,5 @@ def fit_rates(
         if done:
             break
     slope = shares(x, theta)
-    covariance: Array = np.linalg.inv(slope.T @ weight @ slope + precision)
+    covariance: Array = np.asarray(np.linalg.inv(slope.T @ weight @ slope + precision), np.float64)
     return theta, covariance
