@@ -22,6 +22,7 @@ from edgeopt.devices.profile import ComputeUnit, DeviceProfile, Precision
 from edgeopt.errors import EdgeoptError, ModelError, UsageError
 from edgeopt.frontends.pt2_archive import refuse_what_runs_code
 from edgeopt.graph.quantization import QuantizedGraph
+from edgeopt.graph.read_qdq import read_qdq
 from edgeopt.passes.base import Context
 from edgeopt.passes.canonical import canonicalise
 from edgeopt.pipeline.jobs import load_source
@@ -196,7 +197,7 @@ def _with_shares(result: BenchResult, job: SharesJob) -> BenchResult:
 
 @dataclass(frozen=True)
 class PredictJob:
-    """What to predict. None: whatever the device's profile supports."""
+    """What to predict. None: whatever the device's profile supports; of an int8 file its precision."""
 
     models: tuple[Path, ...]
     devices: tuple[DeviceProfile, ...]
@@ -227,13 +228,14 @@ def predict_all(job: PredictJob) -> Predicted:
     refusals: list[EdgeoptError] = []
     for path in dict.fromkeys(job.models):
         graph = graph_of(path, job.inputs, trust=job.trust)
+        precision = job.precision or ("int8" if path.suffix == ".onnx" and precision_of(path) == "int8" else None)
         for device in job.devices:
             try:
                 predictions = predict(
                     graph.model,
                     device=device,
                     runtime=job.runtime,
-                    precision=job.precision,
+                    precision=precision,
                     unit=job.unit,
                     threads=job.threads,
                 )
@@ -306,7 +308,7 @@ def _source_of(measured: Path, sources: Mapping[str, Path]) -> Path:
 
 
 def graph_of(path: Path, inputs: Mapping[str, tuple[int, ...]], *, trust: bool) -> QuantizedGraph:
-    """The canonical float graph of a model.
+    """The canonical float graph of a model; of a Q/DQ file the one that was quantized.
 
     Raises:
         ModelError: no such file, or one that is no source: predictions need the graph.
@@ -327,6 +329,11 @@ def graph_of(path: Path, inputs: Mapping[str, tuple[int, ...]], *, trust: bool) 
             hint="Give the .onnx, .pt2 or recipe that it was made from; --precision and --runtime say how it is run. "
             "For --fit: --source FILE=MODEL.",
         )
-    imported = load_source(source, root, trust=trust)
+    model = load_source(source, root, trust=trust).model
+    if any(node.op_type == "QuantizeLinear" for node in model.graph):
+        try:
+            model = read_qdq(model, widen=True).model
+        except ValueError as error:
+            raise ModelError(f"its quantization cannot be read: {error}", where=str(path)) from error
     with TemporaryDirectory(prefix="edgeopt-") as scratch:
-        return canonicalise(QuantizedGraph(imported.model), Context(scratch=Path(scratch)))
+        return canonicalise(QuantizedGraph(model), Context(scratch=Path(scratch)))
