@@ -10,6 +10,8 @@ import os
 import sys
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # thousands of 15 × 15 systems: threads only stand in each other's way
 
@@ -21,6 +23,7 @@ from benchmarks.latency.baselines import Baselines
 from benchmarks.latency.heldout import Outcome, coverage, error_pct
 from edgeopt.devices import catalogue
 from edgeopt.devices.adapt import Speed
+from edgeopt.devices.profile import BYTES, speeds
 
 PACKS = place.REPOSITORY / "hardware_profiles" / "packs"
 ASKED = {"random": 8.0, "families": 14.0, "devices_3": 6.0}  # median absolute percentage error, at most
@@ -34,26 +37,39 @@ NAMES = {
 FEWEST = 10
 
 
-def speed_of(device: str, engine: str, threads: str) -> Speed | None:
-    """What the device's profile knows of its speed."""
-    profile = next((p for p in catalogue.profiles() if device in p.measured_as), None)
-    _, unit, precision = engine.split("/")
-    if profile is None or precision not in ("fp32", "fp16", "int8"):
+def speeds_of(of: heldout.Key, to: heldout.Key) -> tuple[Speed, Speed] | None:
+    """What the devices' profiles know of their speeds."""
+    owners = {name: profile for profile in catalogue.profiles() for name in profile.measured_as}
+    if of[0] not in owners or to[0] not in owners:
         return None
-    count = int(threads) if threads.isdigit() else None
-    return profile.speed(unit, precision, count)  # type: ignore[arg-type]
+    _, unit, to_precision = to[1].split("/")
+    of_precision = of[1].split("/")[2]
+    if not {of_precision, to_precision} <= BYTES.keys():
+        return None
+    threads = int(to[2]) if to[2].isdigit() else None
+    return speeds(owners[of[0]], of_precision, owners[to[0]], to_precision, unit, threads)  # type: ignore[arg-type]
 
 
-def judge(groups: fitting.Split, baselines: Baselines) -> dict[str, list[Outcome]]:
-    found: dict[str, list[Outcome]] = defaultdict(list)
-    for regime in ("random", "families"):
-        began = time.perf_counter()
-        found[regime] = list(heldout.by_models(regime, groups, baselines))
-        print(f"{regime}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+def judge_regime(regime: str, folder: Path) -> dict[str, list[Outcome]]:
+    """Outcomes of one regime; "devices" makes two of it. In a process of its own."""
     began = time.perf_counter()
-    for regime, outcome in heldout.by_devices(groups, speed_of, baselines):
-        found[regime].append(outcome)
-    print(f"devices: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    groups = fitting.gather(folder, rows.read(folder))
+    baselines = Baselines(folder)
+    found: dict[str, list[Outcome]] = defaultdict(list)
+    if regime == "devices":
+        for name, outcome in heldout.by_devices(groups, speeds_of, baselines):
+            found[name].append(outcome)
+    else:
+        found[regime] = list(heldout.by_models(regime, groups, baselines))
+    print(f"{regime}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    return dict(found)
+
+
+def judge(folder: Path) -> dict[str, list[Outcome]]:
+    found: dict[str, list[Outcome]] = {}
+    with ProcessPoolExecutor() as pool:
+        for outcomes in pool.map(judge_regime, ("families", "random", "devices"), [folder] * 3):
+            found |= outcomes
     return {regime: found[regime] for regime in NAMES}
 
 
@@ -120,9 +136,9 @@ def main() -> None:
     except place.CannotRunError as error:
         print(error, file=sys.stderr)
         sys.exit(place.SKIPPED)
-    groups = fitting.gather(folder, rows.read(folder))
-    found = judge(groups, Baselines(folder))
+    found = judge(folder)
     if arguments.packs:
+        groups = fitting.gather(folder, rows.read(folder))
         fitted = fitting.fit(groups)
         packing.write(PACKS, groups, [packing.pack(name, groups[name], fitted[name], found) for name in groups])
     record = {

@@ -1,7 +1,7 @@
 """Two rooflines, fitted per configuration on the rows that the predictor also saw, to be compared with.
 
 Whole model: ``overhead + max(macs / peak, bytes / bandwidth)`` over the totals. Operator: the same for each kernel,
-summed. Three numbers each, fitted in log latency from several starts (Williams, Waterman and Patterson 2009).
+summed. Three numbers each, fitted in log latency (Williams, Waterman and Patterson 2009).
 """
 
 from __future__ import annotations
@@ -53,13 +53,8 @@ class Baselines:
             return _log_ms(logs, packed) - seen.y
 
         total = float(np.median(seen.y - np.log([m.sum() + 1e-3 for m, _ in known])))
-        best = min(
-            (
-                least_squares(errors, [float(seen.y.min()) - 3, total, total - shift], loss="soft_l1", max_nfev=40)
-                for shift in (1.5, 0.0)
-            ),
-            key=lambda found: float(found.cost),
-        )
+        start = [float(seen.y.min()) - 3, total, total - 0.7]
+        best = least_squares(errors, start, loss="soft_l1", max_nfev=30)
         return _log_ms(best.x, _pack(asked))
 
     def _costs(self, row: Row, whole: bool) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ from edgeopt.devices.kernels import FUSION, QUANTITIES, fuse, matrix
 Array = npt.NDArray[np.float64]
 COUNT = len(QUANTITIES)
 GROSS = 0.7  # log error beyond which a row is taken for another condition (a throttled run), and says no more
-FEW = 40  # configurations of a group that level two looks at
+FEW = 25  # configurations of a group that level two looks at
 
 
 def _blocks(*prefixes: str) -> Array:

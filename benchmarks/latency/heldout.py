@@ -16,8 +16,8 @@ from edgeopt.devices import adapt, rates
 
 Array = npt.NDArray[np.float64]
 Key = tuple[str, str, str, str]
-SpeedOf = Callable[[str, str, str], adapt.Speed | None]
-"""Device, engine and threads of a measurement → what its profile knows of its speed; None without a profile."""
+SpeedsOf = Callable[[Key, Key], tuple[adapt.Speed, adapt.Speed] | None]
+"""Two configurations → what their profiles know of their speeds; None where one of them has no profile."""
 FOLDS = 5
 PROBES = 3
 FEWEST = 2 * PROBES  # a configuration with fewer rows has too little left to judge
@@ -70,7 +70,7 @@ def by_models(regime: str, groups: Split, baselines: Baselines | None) -> Iterat
                     yield from _outcomes(group, fold, measured, log_ms, scale, known[measured.key], baselines)
 
 
-def by_devices(groups: Split, speed_of: SpeedOf, baselines: Baselines | None) -> Iterator[tuple[str, Outcome]]:
+def by_devices(groups: Split, speeds_of: SpeedsOf, baselines: Baselines | None) -> Iterator[tuple[str, Outcome]]:
     """Whole devices: first with nothing measured, then with three probes per configuration."""
     for fold, is_held_out in enumerate(folds("devices", groups)):
         train, held = split(groups, is_held_out)
@@ -84,7 +84,7 @@ def by_devices(groups: Split, speed_of: SpeedOf, baselines: Baselines | None) ->
                 if len(measured.rows) < FEWEST:
                     continue
                 offset, scale = fitted.shared(measured.x, [row.model for row in measured.rows])
-                theta = unprobed(fitted, measured.key, speed_of)
+                theta = unprobed(fitted, measured.key, speeds_of)
                 log_ms = rates.log_latency(measured.x, theta) + offset
                 for outcome in _outcomes(group, fold, measured, log_ms, scale, None, None):
                     yield "devices_0", outcome
@@ -97,15 +97,13 @@ def by_devices(groups: Split, speed_of: SpeedOf, baselines: Baselines | None) ->
                     yield "devices_3", outcome
 
 
-def unprobed(fitted: Fitted, key: Key, speed_of: SpeedOf) -> Array:
+def unprobed(fitted: Fitted, key: Key, speeds_of: SpeedsOf) -> Array:
     """As for a device without rows: from those with like threads whose speed is known, by proportion."""
-    device, engine, threads, _ = key
-    speed = speed_of(device, engine, threads)
     relatives = []
     for other, theta in fitted.theta.items():
-        of = speed_of(other[0], other[1], other[2])
-        if of is not None and speed is not None and other[2] == threads:
-            relatives.append(adapt.by_proportion(theta, of, speed, host=engine.split("/")[1] == "cpu"))
+        pair = speeds_of(other, key) if other[2] == key[2] else None
+        if pair is not None:
+            relatives.append(adapt.by_proportion(theta, *pair, host=key[1].split("/")[1] == "cpu"))
     return adapt.transferred(fitted.mean, relatives)
 
 

@@ -22,10 +22,10 @@ RELATIVE_WEIGHT = 2.0
 
 @dataclass(frozen=True)
 class Speed:
-    """What rates scale by: arithmetic in 10⁹ operations per second, memory in GB/s. None: not known."""
+    """What rates scale by: arithmetic in 10⁹ operations per second, values read or written per ns. None: not known."""
 
     peak_gops: float | None
-    bandwidth_gb_s: float | None
+    values_per_ns: float | None
 
 
 def by_proportion(theta: Array, of: Speed, to: Speed, *, host: bool) -> Array:
@@ -35,8 +35,8 @@ def by_proportion(theta: Array, of: Speed, to: Speed, *, host: bool) -> Array:
     """
     compute = np.log(of.peak_gops / to.peak_gops) if of.peak_gops and to.peak_gops else 0.0
     memory = compute
-    if of.bandwidth_gb_s and to.bandwidth_gb_s:
-        memory = float(np.log(of.bandwidth_gb_s / to.bandwidth_gb_s))
+    if of.values_per_ns and to.values_per_ns:
+        memory = float(np.log(of.values_per_ns / to.values_per_ns))
     overhead = compute if host else 0.0
     scaled: Array = theta + compute * _IS_COMPUTE + memory * _IS_MEMORY + overhead * _IS_OVERHEAD
     return scaled

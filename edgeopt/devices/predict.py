@@ -14,7 +14,15 @@ from edgeopt.devices.engines import engine_of, fusion_of, group_of
 from edgeopt.devices.kernels import COMPUTE, FUSION, OVERHEAD, QUANTITIES, Kernel, fuse, matrix
 from edgeopt.devices.packs import Configuration, Group
 from edgeopt.devices.prediction import Bound, KernelCost, Prediction, RestsOn
-from edgeopt.devices.profile import AdaptedRates, ComputeUnit, DeviceProfile, Precision, RuntimeSupport
+from edgeopt.devices.profile import (
+    BYTES,
+    AdaptedRates,
+    ComputeUnit,
+    DeviceProfile,
+    Precision,
+    RuntimeSupport,
+    speeds,
+)
 from edgeopt.errors import DeviceUnreachable, UsageError
 from edgeopt.graph.cost import Operation, operations, peak_activation_elements, weight_elements
 
@@ -25,12 +33,11 @@ LEAST_COVERAGE = 0.8
 KERNELS_SHOWN = 10
 DEFAULT_THREADS = 4
 """At most: what the published measurements and the runtimes' benchmark tools use."""
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 _CLASS: dict[str, Bound] = {
     name: "compute" if name in COMPUTE else "overhead" if name in OVERHEAD else "memory" for name in QUANTITIES
 }
 ENOUGH_PROBES = 3
-"""From so many on, an adapted profile is judged by devices that were held out but for three probes."""
+"""With fewer rows or probes a device is judged as one of which nothing is known."""
 _UNDELEGATED = {"tflite": ("tflite", "xnnpack"), "qnn": ("qnn", "snpe")}
 """Runtime → what the measurements call it where the profile names no delegate."""
 
@@ -53,8 +60,8 @@ class Basis:
     def regime(self) -> packs.Regime:
         """Which held-out rows tell how far such a prediction may be off."""
         if self.adapted is not None:
-            return "devices_3" if len(self.adapted.probes) >= ENOUGH_PROBES else "devices_0"
-        return "families" if self.configuration is not None else "devices_0"
+            return "devices_3" if self.rows >= ENOUGH_PROBES else "devices_0"
+        return "families" if self.configuration is not None and self.rows >= ENOUGH_PROBES else "devices_0"
 
 
 def predict(
@@ -255,7 +262,8 @@ def find_basis(
         group, chosen = max(exact, key=lambda pair: _preference(pair[1], device))
         rows = sum(c.rows for _, c in exact if c.device == chosen.device and c.engine == chosen.engine)
         return Basis(group, chosen.engine, np.array(chosen.theta), chosen, rows, wanted)
-    engine = engines[0] if engines else nearest_engine(support, precision)
+    engine = next((name for name in engines if group_of(name).startswith(support.unit)), None)
+    engine = engine or (engines[0] if engines and not cpu else nearest_engine(support, precision))
     pooled = packs.groups().get(group_of(engine))
     if pooled is None:
         raise DeviceUnreachable(
@@ -269,8 +277,8 @@ def find_basis(
 
 
 def nearest_engine(support: RuntimeSupport, precision: Precision) -> str:
-    """What the measurements would call a runtime that they do not have."""
-    return f"{support.runtime}/{support.unit}/{precision}"
+    """What stands in for a runtime that was not measured: on a CPU, TFLite's kernels."""
+    return f"{'tflite' if support.unit == 'cpu' else support.runtime}/{support.unit}/{precision}"
 
 
 def _threads(configuration: Configuration) -> int | None:
@@ -291,14 +299,13 @@ def _relatives(
 ) -> list[Array]:
     """Rates of measured devices, brought to this one's speed and to the wanted threads.
 
-    The device's own rows with other threads come first, then those that its profile calls relatives, then all that
-    have a profile.
+    The device's own rows with other threads or precisions come first, then the nearest relative that was measured,
+    then all that have a profile.
     """
     owners = {name: profile for profile in catalogue.profiles() for name in profile.measured_as}
     known: list[Configuration] = []
-    for names in (device.measured_as, device.relatives, tuple(owners)):
+    for names in (device.measured_as, *((name,) for name in device.relatives), tuple(owners)):
         known = known or [c for c in group.pack.configurations if c.device in names]
-    wanted = device.speed(unit, precision, threads)
     found = []
     for name in dict.fromkeys(c.device for c in known):
         mine = [c for c in known if c.device == name]
@@ -310,8 +317,9 @@ def _relatives(
             shift = adapt.by_threads(group.pack.thread_exponent, threads, used)
         chosen = max(mine, key=lambda c: (c.engine.endswith(precision), c.rows))
         theta = np.array(chosen.theta) + shift
-        owner = owners.get(name)
-        if owner is not None:
-            theta = adapt.by_proportion(theta, owner.speed(unit, precision, threads), wanted, host=unit == "cpu")
+        owner, measured_in = owners.get(name), chosen.engine.split("/")[2]
+        if owner is not None and measured_in in BYTES:
+            of, to = speeds(owner, measured_in, device, precision, unit, threads)  # type: ignore[arg-type]
+            theta = adapt.by_proportion(theta, of, to, host=unit == "cpu")
         found.append(theta)
     return found

@@ -16,6 +16,8 @@ secondary source; ``low``: a single secondary source, or vendors' figures that c
 Runtime = Literal["onnxruntime", "tflite", "tensorrt", "coreml", "qnn", "ncnn", "pytorch"]
 ComputeUnit = Literal["cpu", "gpu", "npu", "ane", "dla", "tpu"]
 Precision = Literal["fp32", "fp16", "int8"]
+BYTES: dict[str, int] = {"fp32": 4, "fp16": 2, "int8": 1}
+"""Of one value."""
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -95,7 +97,8 @@ class DeviceProfile(Frozen):
     measured_as: tuple[str, ...] = ()
     """Ids in the published measurements, the best known first."""
     relatives: tuple[str, ...] = ()
-    """Measured ids that are nearest where the device itself has no rows: the same silicon, the generation before."""
+    """Measured ids that stand in where the device itself has no rows, nearest first: the same silicon, the generation
+    before. The first that was measured with the runtime counts."""
     soc: str
     cpu: tuple[CpuCluster, ...]
     cpu_peaks: Peaks = Peaks()
@@ -142,10 +145,18 @@ class DeviceProfile(Frozen):
         return next((peak for peak in found if peak is not None), None)
 
     def speed(self, unit: ComputeUnit, precision: Precision, threads: int | None = None) -> Speed:
-        """Arithmetic and memory, by which rates go from one device to another.
+        """Arithmetic and values moved, by which rates go from one device to another."""
+        bandwidth = self.memory_bandwidth_gb_s.value / BYTES[precision] if self.memory_bandwidth_gb_s else None
+        return Speed(self.peak_gops(unit, precision, threads), bandwidth)
 
-        Where the precision's peak is not known, that of fp32 stands in: only ratios between devices count.
-        """
-        peak = self.peak_gops(unit, precision, threads) or self.peak_gops(unit, "fp32", threads)
-        bandwidth = self.memory_bandwidth_gb_s.value if self.memory_bandwidth_gb_s else None
-        return Speed(peak, bandwidth)
+
+def speeds(
+    of: DeviceProfile, of_precision: Precision, to: DeviceProfile, to_precision: Precision, unit: ComputeUnit,
+    threads: int | None,
+) -> tuple[Speed, Speed]:  # fmt: skip
+    """The speeds of two devices, to be divided. Where one precision's peak is not known of both, fp32 stands in."""
+    first, second = of.speed(unit, of_precision, threads), to.speed(unit, to_precision, threads)
+    if of_precision == to_precision and (first.peak_gops is None or second.peak_gops is None):
+        first = Speed(of.peak_gops(unit, "fp32", threads), first.values_per_ns)
+        second = Speed(to.peak_gops(unit, "fp32", threads), second.values_per_ns)
+    return first, second

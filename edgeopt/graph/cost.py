@@ -7,7 +7,7 @@ precision is chosen. Views (Reshape and the like) compute and move nothing and a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -67,12 +67,21 @@ class Operation:
 
 
 def operations(model: ir.Model) -> tuple[Operation, ...]:
-    """The operators of a graph with static shapes, in its order; ``x·sigmoid(x)`` is one activation (SiLU)."""
+    """The operators of a graph with static shapes, in its order.
+
+    ``x·sigmoid(x)`` is one activation (SiLU), and the Slices of one tensor are one split: so runtimes have them.
+    """
     found: list[Operation] = []
     last: ir.Value | None = None
     sigmoids = {node.outputs[0]: node for node in model.graph if node.op_type == "Sigmoid" and _is_silu(node)}
+    splits: dict[ir.Value, int] = {}
     for node in model.graph:
         if node.outputs[0] in sigmoids:
+            continue
+        if node.op_type == "Slice" and node.inputs[0] in splits:
+            first = splits[node.inputs[0]]
+            part = _elements(node.outputs[0])
+            found[first] = replace(found[first], inputs=found[first].inputs + part, outputs=found[first].outputs + part)
             continue
         if node.op_type in _VIEWS:
             if last is not None and node.inputs and node.inputs[0] is last and only_user(last) is node:
@@ -83,7 +92,11 @@ def operations(model: ir.Model) -> tuple[Operation, ...]:
         reads = [source] if source is not None else [v for v in node.inputs if v is not None and constant(v) is None]
         alone = last is not None and last in reads and {use.node for use in last.uses()} <= {node, silu}
         follows = alone and last is not None and not last.is_graph_output()
-        found.append(_operation(node, [v for v in reads if v is not None], silu is not None, follows))
+        operation = _operation(node, [v for v in reads if v is not None], silu is not None, follows)
+        if node.op_type == "Slice" and node.inputs[0] is not None:
+            splits[node.inputs[0]] = len(found)
+            operation = replace(operation, inputs=operation.outputs)
+        found.append(operation)
         last = node.outputs[0]
     return tuple(found)
 

@@ -11,34 +11,12 @@ from edgeopt.devices.profile import DeviceProfile
 from edgeopt.errors import UsageError
 
 ASKED = [
-    "raspberry-pi-zero-2-w",
-    "raspberry-pi-3b-plus",
-    "raspberry-pi-4b",
-    "raspberry-pi-5",
-    "jetson-nano",
-    "jetson-tx2",
-    "jetson-xavier-nx",
-    "jetson-agx-xavier",
-    "jetson-orin-nano",
-    "jetson-orin-nx",
-    "jetson-agx-orin",
-    "jetson-agx-thor",
-    "pixel-4",
-    "pixel-6",
-    "pixel-8",
-    "galaxy-s24",
-    "galaxy-s25",
-    "snapdragon-8-gen-2",
-    "snapdragon-8-gen-3",
-    "snapdragon-8-elite",
-    "iphone-12",
-    "iphone-13",
-    "iphone-14",
-    "iphone-15",
-    "coral-dev-board",
-    "coral-usb",
-    "rk3588",
-]
+    "raspberry-pi-zero-2-w", "raspberry-pi-3b-plus", "raspberry-pi-4b", "raspberry-pi-5", "jetson-nano",
+    "jetson-tx2", "jetson-xavier-nx", "jetson-agx-xavier", "jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin",
+    "jetson-agx-thor", "pixel-4", "pixel-6", "pixel-8", "galaxy-s24", "galaxy-s25", "snapdragon-8-gen-2",
+    "snapdragon-8-gen-3", "snapdragon-8-elite", "iphone-12", "iphone-13", "iphone-14", "iphone-15",
+    "coral-dev-board", "coral-usb", "rk3588",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ASKED)
