@@ -21,6 +21,7 @@ from edgeopt.devices.predict import predict
 from edgeopt.devices.profile import ComputeUnit, DeviceProfile, Precision
 from edgeopt.errors import EdgeoptError, ModelError, UsageError
 from edgeopt.frontends.pt2_archive import refuse_what_runs_code
+from edgeopt.graph.integer_movement import move_floats
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.graph.read_qdq import read_qdq
 from edgeopt.passes.base import Context
@@ -332,7 +333,7 @@ def graph_of(path: Path, inputs: Mapping[str, tuple[int, ...]], *, trust: bool) 
     model = load_source(source, root, trust=trust).model
     if any(node.op_type == "QuantizeLinear" for node in model.graph):
         try:
-            model = read_qdq(model, widen=True).model
+            model = read_qdq(move_floats(model), widen=True).model
         except ValueError as error:
             raise ModelError(f"its quantization cannot be read: {error}", where=str(path)) from error
     with TemporaryDirectory(prefix="edgeopt-") as scratch:
