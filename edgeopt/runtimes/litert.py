@@ -155,7 +155,9 @@ class Session:
 
 
 def version() -> str:
-    return str(getattr(_library()[1], "__version__", "of unknown version"))
+    package = _library()[1]
+    forerunner = " (tflite-runtime)" if package.__name__ == "tflite_runtime" else ""
+    return str(getattr(package, "__version__", "of unknown version")) + forerunner
 
 
 def _library() -> tuple[Any, Any]:

@@ -163,5 +163,5 @@ def version() -> str:
 
 
 def _numpy_type(text: str) -> str:
-    name = text.removeprefix("tensor(").removesuffix(")")
+    name = text[len("tensor(") : -1] if text.startswith("tensor(") else text  # devices have Python 3.8
     return {"float": "float32", "double": "float64"}.get(name, name)
