@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -214,17 +215,18 @@ def _costliest(kernels: tuple[Kernel, ...], times: Array, total: float) -> tuple
     )
 
 
+@lru_cache(maxsize=1)
+def _measured() -> tuple[str, ...]:
+    """All engines of the packs."""
+    return tuple(sorted({c.engine for group in packs.groups().values() for c in group.pack.configurations}))
+
+
 def measured_engines(support: RuntimeSupport, precision: Precision) -> tuple[str, ...]:
-    """What the published measurements call a runtime of the profile, the likeliest first."""
-    names = {
-        name
-        for group in packs.groups().values()
-        for c in group.pack.configurations
-        for name in [c.engine]
-        if name.split("/")[1:] == [support.unit, precision]
-    }
+    """What the published measurements call a runtime of the profile."""
     found = []
-    for name in sorted(names):
+    for name in _measured():
+        if name.split("/")[1:] != [support.unit, precision]:
+            continue
         engine = engine_of(name)
         bare = support.delegate is None and name.split("/")[0] in _UNDELEGATED.get(support.runtime, ())
         if engine.runtime == support.runtime and (engine.delegate == support.delegate or bare):

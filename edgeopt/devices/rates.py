@@ -42,7 +42,8 @@ def log_latency(x: Array, theta: Array) -> Array:
 def shares(x: Array, theta: Array) -> Array:
     """Share of each quantity in the time, shape of ``x``."""
     times = x * np.exp(theta)
-    return times / np.maximum(times.sum(1, keepdims=True), 1e-12)
+    found: Array = times / np.maximum(times.sum(1, keepdims=True), 1e-12)
+    return found
 
 
 def composition(x: Array, mean: Array) -> Array:
