@@ -52,6 +52,7 @@ def _speak_float(graph: ir.Graph, node: ir.Node) -> None:
         if value is not None and tensor is not None and tensor.dtype in INTEGERS:
             name = f"{node.name}_{index}_float"
             zeros = ir.tensor(np.zeros(tensor.shape.numpy(), np.float32), name=name)
-            real = ir.Value(name=name, type=ir.TensorType(zeros.dtype), shape=zeros.shape, const_value=zeros)
+            sizes = ir.Shape(tensor.shape.numpy())
+            real = ir.Value(name=name, type=ir.TensorType(zeros.dtype), shape=sizes, const_value=zeros)
             graph.register_initializer(real)
             node.replace_input_with(index, real)
