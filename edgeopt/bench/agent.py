@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from . import conditions
 
@@ -49,6 +49,14 @@ Opener = Callable[[], Any]
 that times itself (a program of the board) has ``times`` in the place of ``run``."""
 
 
+class Opening(NamedTuple):
+    """How a model is opened: its runtime's version, the opener, and whether its session times itself."""
+
+    version: str
+    open: Opener
+    times_itself: bool = False
+
+
 class Problem(Exception):
     """What kept a model from being measured.
 
@@ -65,8 +73,8 @@ class Problem(Exception):
         self.kind, self.text, self.model, self.detail = kind, text, model, detail
 
 
-def file_opener(subject: "Mapping[str, Any]", request: "Mapping[str, Any]", package: str) -> "tuple[str, Opener]":
-    """A runtime's version, and a function that opens the file with it.
+def file_opener(subject: "Mapping[str, Any]", request: "Mapping[str, Any]", package: str) -> Opening:
+    """How a file is opened; its runtime is imported here.
 
     Args:
         subject: ``name``, ``path``, ``runtime`` (module), ``options`` of its session.
@@ -83,9 +91,11 @@ def file_opener(subject: "Mapping[str, Any]", request: "Mapping[str, Any]", pack
         raise Problem("missing_runtime", str(error), name, subject["runtime"]) from error
     except (ImportError, OSError) as error:
         raise Problem("broken_runtime", str(error), name, subject["runtime"]) from error
-    return version, lambda: runtime.Session(
-        Path(subject["path"]), threads=request["threads"], **subject.get("options", {})
-    )
+
+    def opener() -> Any:
+        return runtime.Session(Path(subject["path"]), threads=request["threads"], **subject.get("options", {}))
+
+    return Opening(version, opener, hasattr(runtime.Session, "times"))
 
 
 def bound_shapes(
@@ -96,6 +106,8 @@ def bound_shapes(
     unknown = [key for key in given if key not in specs]
     if unknown and len(request.get("models", ())) < 2:
         raise Problem("request", f"no input named {unknown[0]!r}; it has {', '.join(specs)}", name)
+    if not specs and (given or batch is not None):
+        raise Problem("batch", "an engine has the shapes of its file", name)
     shapes = {}
     for key, (_, shape) in specs.items():
         sizes = list(given[key]) if key in given else list(shape)
@@ -130,11 +142,11 @@ def fill(specs: "Mapping[str, Any]", shapes: "Mapping[str, tuple[int, ...]]", se
 class Measured:
     """One model: opened, fed, and its times in ms, turn by turn."""
 
-    def __init__(self, name: str, version: str, opener: Opener, request: "Mapping[str, Any]") -> None:
-        self.name, self.version = name, version
-        self.memory_mb = _memory_mb(name, opener, request)
-        self.session, self.shapes, self.feed, self.load_ms, self.first_ms = _opened(name, opener, request)
-        self.times_itself = hasattr(self.session, "times")
+    def __init__(self, name: str, opening: Opening, request: "Mapping[str, Any]") -> None:
+        self.name, self.version, self.times_itself = name, opening.version, opening.times_itself
+        # what times itself works in processes of its own, and may take minutes to open
+        self.memory_mb = None if self.times_itself else _memory_mb(name, opening.open, request)
+        self.session, self.shapes, self.feed, self.load_ms, self.first_ms = _opened(name, opening.open, request)
         self.warm_up_runs = 1
         self.turns = []  # type: list[list[float]]
         self.per_turn = TURN
@@ -200,14 +212,14 @@ def _memory_mb(name: str, opener: Opener, request: "Mapping[str, Any]") -> "Opti
 
 
 def measure(
-    openers: "Mapping[str, tuple[str, Opener]]",
+    openers: "Mapping[str, Opening]",
     request: "Mapping[str, Any]",
     say: "Callable[[str], None]" = lambda text: None,
 ) -> "dict[str, Any]":
     """Warm all models up until their times are steady, then time them in turns.
 
     Args:
-        openers: name → its runtime's version, and what opens it.
+        openers: name → how it is opened.
         request: ``threads``, ``batch``, ``inputs``, ``seconds`` and ``runs`` (both at least, per model), ``warm_up_s``
             (at most, per model), ``seed``, ``profile``.
         say: told what is being done.
@@ -226,10 +238,10 @@ def measure(
     try:
         for name in names:
             say(f"loading {name}")
-            measured.append(Measured(name, openers[name][0], openers[name][1], request))
+            measured.append(Measured(name, openers[name], request))
         for one in measured:
             if one.times_itself:
-                say(f"measuring {name}")
+                say(f"measuring {one.name}")
                 one.turns = [one.session.times(request["seconds"], request["runs"])]
         ours = [one for one in measured if not one.times_itself]
         if ours:

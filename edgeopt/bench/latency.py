@@ -191,10 +191,10 @@ def telling() -> Iterator[Callable[[str], None]]:
         end()
 
 
-def torch_opener(subject: Subject, plan: Plan) -> tuple[str, Callable[[], Any]]:
+def torch_opener(subject: Subject, plan: Plan) -> agent.Opening:
     from edgeopt.bench.torch_session import TorchSession, version
 
-    return version(), lambda: TorchSession(subject.options, plan.threads)
+    return agent.Opening(version(), lambda: TorchSession(subject.options, plan.threads))
 
 
 def understood(problem: agent.Problem) -> EdgeoptError:

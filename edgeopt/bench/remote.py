@@ -31,6 +31,8 @@ TRIED = {
 PROGRAMS = ("trtexec", "vcgencmd", "nvpmodel", "jetson_clocks")
 VENV = "python3 -m venv ~/.edgeopt && ~/.edgeopt/bin/pip install"
 """The place where the receiver looks: boards keep pip out of the system's own Python."""
+OLDEST = 8
+"""Minor version of Python 3 that the runtimes' files here need."""
 EXAMINE_LIMIT_S = 180.0
 
 
@@ -103,13 +105,13 @@ def archive(runtimes: Sequence[str] | set[str]) -> bytes:
 
 
 def files_of(model: Path) -> dict[str, Path]:
-    """Everything that a model consists of, by its path beside it: a bundle's files, an ONNX file's external data.
+    """Everything that a model consists of, by its path beside it: an ONNX file's external data, a bundle's model.
 
     Raises:
         ModelError: no such file, or external data that is missing or lies outside the model's folder.
     """
     if model.is_dir():
-        return {path.relative_to(model).as_posix(): path for path in sorted(model.rglob("*")) if path.is_file()}
+        return files_of(model / "model.onnx")  # its samples and scripts stay
     if not model.is_file():
         raise ModelError("there is no such file", where=str(model))
     found = {model.name: model}
@@ -208,6 +210,8 @@ def how_to_install(runtime: str, machine: Mapping[str, Any]) -> str:
         if "Jetson" in board or "NVIDIA" in board:
             return "sudo apt install nvidia-jetpack (or tensorrt); trtexec is then in /usr/src/tensorrt/bin"
         return "TensorRT runs on NVIDIA GPUs; on a board without one, bench the ONNX or TFLite file"
+    if minor < OLDEST:
+        return f"its runtimes need Python 3.{OLDEST} or later, and the device's is {machine['python']}"
     if runtime == "onnxruntime":
         if narrow:
             return "there is no build of ONNX Runtime for 32-bit systems: install the board's 64-bit system"

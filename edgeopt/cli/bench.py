@@ -91,7 +91,10 @@ def command(models: tuple[Path, ...], html: Path | None, json_wanted: bool, **op
     if html is not None:
         from edgeopt.report.latency_plot import page
 
-        html.write_text(page(document.results, lines), encoding="utf-8")
+        try:
+            html.write_text(page(document.results, lines), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot be written: {error.strerror}", where=str(html)) from error
     if json_wanted:
         click.echo(document.model_dump_json(by_alias=True, indent=2))
     else:

@@ -179,8 +179,6 @@ def test_a_profile_is_adapted_to_ones_own_board(model, measured, tmp_path, monke
     [
         ({"stable": False}, [], 2, "no result is stable"),
         ({"runtime": "qnn"}, [], 2, "has no qnn"),
-        ({"model": "absent.onnx"}, [], 2, "there is no such file"),
-        ({"kind": "predicted"}, [], 2, "no measured result"),
         ({}, ["--on", "ssh://x"], 2, "results that were measured before"),
         ({}, ["--source", "x"], 2, "is not FILE=MODEL"),
     ],
@@ -192,9 +190,8 @@ def test_what_nothing_is_fitted_to(measured, tmp_path, monkeypatch, capsys, chan
     assert not list(tmp_path.glob("*-own.yaml"))
 
 
-@pytest.mark.parametrize("text", ['{"schema": "edgeopt.bench/2", "results": []}', "[]", "{", '{"results": []}'])
-def test_results_of_another_version(tmp_path, monkeypatch, capsys, text):
+def test_results_of_another_version(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "results.json").write_text(text)
+    (tmp_path / "results.json").write_text('{"schema": "edgeopt.bench/2", "results": []}')
     assert run(["bench", "--fit", "raspberry-pi-5", "results.json"]) == 2
     assert "edgeopt bench MODEL" in capsys.readouterr().err

@@ -124,6 +124,7 @@ def test_a_runtime_that_is_not_in_the_archive_is_missing(tmp_path):
         ({"architecture": "armv7l", "word_bits": 32, "python": "3.11.2"}, "onnxruntime", "64-bit system"),
         ({"architecture": "aarch64", "word_bits": 32, "python": "3.11.2"}, "onnxruntime", "64-bit system"),
         ({"architecture": "x86_64", "word_bits": 64, "python": "3.11.2"}, "trtexec", "NVIDIA GPUs"),
+        ({"architecture": "aarch64", "word_bits": 64, "python": "3.6.9"}, "litert", "need Python 3.8 or later"),
     ],
 )
 def test_how_to_install(machine, runtime, line):
