@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,11 +153,19 @@ def _profile(name: str | None) -> DeviceProfile | None:
 
 
 def _is_here(profile: DeviceProfile) -> bool:
-    """Whether this machine is that device, as its device tree says."""
+    """Whether this machine is that device, as its device tree says: no other profile names the board more closely."""
     from edgeopt.bench.conditions import machine
+    from edgeopt.devices.catalogue import profiles
 
-    board = (machine()["board"] or "").lower()
-    return bool(board) and profile.name.partition("(")[0].strip().lower() in board
+    board = _words(machine()["board"] or "")
+    mine = _words(profile.name)
+    return mine <= board and not any(mine < _words(other.name) <= board for other in profiles())
+
+
+def _words(name: str) -> set[str]:
+    """Of a board's or a profile's name, without what only one of them says: vendor, memory, remarks."""
+    plain = re.sub(r"\(.*?\)|\b\d+GB\b", "", name).lower().replace(" plus", "+")
+    return set(plain.split()) - {"nvidia", "google", "rockchip"}
 
 
 def _here(request: Request, device: str | None) -> Measurement:

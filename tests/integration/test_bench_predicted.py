@@ -8,9 +8,12 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
+from edgeopt.bench import conditions
 from edgeopt.bench.predicted import result_of
 from edgeopt.bench.results import BenchDocument, LatencyMs
 from edgeopt.cli import run
+from edgeopt.cli.bench import _is_here
+from edgeopt.devices.catalogue import find
 from edgeopt.devices.prediction import KernelCost, Prediction, RestsOn
 from edgeopt.report.latency import as_text, failures_of
 from tests import tiny
@@ -100,6 +103,23 @@ def test_all_devices_beside_each_other(model, capsys):
     assert "raspberry-pi-5" in shown
     assert "jetson-orin-nano" in shown
     assert "predicted" in shown
+
+
+@pytest.mark.parametrize(
+    ("board", "here", "elsewhere"),
+    [
+        ("Raspberry Pi 5 Model B Rev 1.0", "raspberry-pi-5", "raspberry-pi-4b"),
+        ("Raspberry Pi 3 Model B Plus Rev 1.3", "raspberry-pi-3b-plus", "raspberry-pi-3b"),
+        ("NVIDIA Jetson Orin Nano Developer Kit", "jetson-orin-nano", "jetson-nano"),
+        ("NVIDIA Jetson TX2 NX Developer Kit", "jetson-tx2-nx", "jetson-tx2"),
+        (None, None, "raspberry-pi-5"),
+    ],
+)
+def test_on_the_board_that_is_named_it_is_measured(monkeypatch, board, here, elsewhere):
+    monkeypatch.setattr(conditions, "machine", lambda: {"board": board})
+    if here is not None:
+        assert _is_here(find(here).profile)
+    assert not _is_here(find(elsewhere).profile)
 
 
 @pytest.mark.parametrize(
