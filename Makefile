@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test venv lint types floors tests bench peers clean
+.PHONY: demo test venv lint types floors tests bench bench-latency peers clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -36,6 +36,10 @@ tests: $(VENV)/.dev
 # Speed and fidelity beside the peers: benchmarks/README.md. The LiteRT peers' environment is 3 GB and made only by `peers`.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+# Fits the latency predictor, judges it on held-out rows, and writes hardware_profiles/packs.
+bench-latency: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.latency --write --packs
 
 peers: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.peer_environment

@@ -13,7 +13,7 @@ import time
 
 from benchmarks import place
 
-BENCHMARKS = ("fidelity", "latency", "cost", "nets_tflite", "coreml", "tensorrt")
+BENCHMARKS = ("fidelity", "file_latency", "cost", "nets_tflite", "latency", "coreml", "tensorrt")
 
 
 def run(command: list[str], limit_s: float) -> int | None:

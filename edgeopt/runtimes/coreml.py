@@ -52,6 +52,7 @@ class Session:
     Args:
         path: the ``.mlpackage``.
         compute_unit: what Core ML may use.
+        threads: Core ML chooses its own; here so that every runtime is opened alike.
 
     Raises:
         ValueError: this is no Mac, or Core ML refuses the package; the message is its own.
@@ -61,7 +62,7 @@ class Session:
     inputs: dict[str, TensorInfo]
     outputs: dict[str, TensorInfo]
 
-    def __init__(self, path: Path, *, compute_unit: ComputeUnit = "cpu") -> None:
+    def __init__(self, path: Path, *, compute_unit: ComputeUnit = "cpu", threads: int = 1) -> None:
         if sys.platform != "darwin":
             raise ValueError("Core ML runs on macOS only")
         import coremltools as ct
@@ -85,6 +86,20 @@ class Session:
         except RuntimeError as error:
             raise ValueError(str(error)) from error
         return {name: np.asarray(made[name]) for name in (self.outputs if outputs is None else outputs)}
+
+    def specs(self) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+        """Input name → dtype and shape."""
+        return {name: (info.dtype, info.shape) for name, info in self.inputs.items()}
+
+    def reshape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Core ML takes what it is given; ValueError for a picture of another size, which has a fixed one."""
+        for name, shape in shapes.items():
+            if self.inputs[name].image and tuple(shape) != self.inputs[name].shape:
+                raise ValueError(f"{name} is an image of {self.inputs[name].shape}, not {tuple(shape)}")
+
+    def placement(self) -> dict[str, Any]:
+        """What Core ML was allowed to use; what it did use only Xcode's report says."""
+        return {"delegate": None, "coverage": None, "partitions": None, "undelegated": []}
 
     def __enter__(self) -> Session:
         return self

@@ -1,4 +1,4 @@
-"""Our int8 ONNX files beside ONNX Runtime's own fully fused uint8 files and float: `python -m benchmarks.latency`.
+"""Our int8 ONNX files beside ONNX Runtime's own fully fused uint8 files and float: `python -m benchmarks.file_latency`.
 
 One thread, one process, all files of a model interleaved round by round; medians, and the ratio's 95 % bootstrap
 interval. On x86 without VNNI, ONNX Runtime's file is compared in a session that computes it exactly
@@ -164,7 +164,9 @@ def main() -> None:
         print(f"latency: {models[name].title}", file=sys.stderr, flush=True)
         records.append(measure(models[name], arguments.rounds))
         print("   ", records[-1], file=sys.stderr)
-    tables.publish("latency", markdown(models, records, "python -m benchmarks.latency"), records, write=arguments.write)
+    tables.publish(
+        "file_latency", markdown(models, records, "python -m benchmarks.file_latency"), records, write=arguments.write
+    )
 
 
 if __name__ == "__main__":

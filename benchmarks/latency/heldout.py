@@ -1,0 +1,168 @@
+"""Errors on rows that the fit did not see: random models, whole families, whole devices with 0 and 3 probes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.latency.baselines import Baselines
+from benchmarks.latency.fitting import Fitted, Measured, Split, common_rates, fit_group, split
+from benchmarks.latency.rows import Row
+from edgeopt.devices import adapt, rates
+
+Array = npt.NDArray[np.float64]
+Key = tuple[str, str, str, str]
+SpeedsOf = Callable[[Key, Key], tuple[adapt.Speed, adapt.Speed] | None]
+"""Two configurations → what their profiles know of their speeds; None where one of them has no profile."""
+FOLDS = 5
+PROBES = 3
+FEWEST = 2 * PROBES  # a configuration with fewer rows has too little left to judge
+REGIMES = ("random", "families", "devices_0", "devices_3")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A held-out row: log error and scale of the prediction; log errors of the rooflines where they were fitted."""
+
+    row: Row
+    group: str
+    fold: int
+    error: float
+    scale: float
+    whole: float | None = None
+    operator: float | None = None
+
+
+def folds(regime: str, groups: Split) -> list[Callable[[Row], bool]]:
+    """Which rows are held out, fold by fold. Models and devices are dealt at random, once, with a fixed seed."""
+    rows = [row for configurations in groups.values() for m in configurations for row in m.rows]
+
+    def dealt(values: set[str]) -> dict[str, int]:
+        ordered = sorted(values)
+        places = np.random.default_rng(0).permutation(len(ordered)) % FOLDS
+        return dict(zip(ordered, places.tolist(), strict=True))
+
+    if regime == "families":
+        families = sorted({row.family for row in rows})
+        return [lambda row, name=name: row.family == name for name in families]  # type: ignore[misc]
+    key = "model" if regime == "random" else "device"
+    places = dealt({getattr(row, key) for row in rows})
+    return [lambda row, fold=fold: places[getattr(row, key)] == fold for fold in range(FOLDS)]  # type: ignore[misc]
+
+
+def by_models(regime: str, groups: Split, baselines: Baselines | None) -> Iterator[Outcome]:
+    """Random models or families: the configuration is known, the model is not."""
+    for fold, is_held_out in enumerate(folds(regime, groups)):
+        train, held = split(groups, is_held_out)
+        common = common_rates(train)
+        for group, configurations in held.items():
+            if group not in train:
+                continue
+            fitted = fit_group(train[group], common)
+            known = {m.key: m for m in train[group]}
+            for measured in configurations:
+                if measured.key in known:
+                    log_ms, scale = fitted.predict(measured)
+                    yield from _outcomes(group, fold, measured, log_ms, scale, known[measured.key], baselines)
+
+
+def by_devices(groups: Split, speeds_of: SpeedsOf, baselines: Baselines | None) -> Iterator[tuple[str, Outcome]]:
+    """Whole devices: first with nothing measured, then with three probes per configuration."""
+    for fold, is_held_out in enumerate(folds("devices", groups)):
+        train, held = split(groups, is_held_out)
+        common = common_rates(train)
+        for group, configurations in held.items():
+            if group not in train:
+                continue
+            fitted = fit_group(train[group], common)
+            for whole in configurations:
+                measured = whole.part(np.array([row.model in fitted.index for row in whole.rows]))
+                if len(measured.rows) < FEWEST:
+                    continue
+                offset, scale = fitted.shared(measured.x, [row.model for row in measured.rows])
+                theta = unprobed(fitted, measured.key, speeds_of)
+                log_ms = rates.log_latency(measured.x, theta) + offset
+                for outcome in _outcomes(group, fold, measured, log_ms, scale, None, None):
+                    yield "devices_0", outcome
+                log_ms, chosen = probe(fitted, measured, offset)
+                rest = np.ones(len(measured.rows), bool)
+                rest[chosen] = False
+                for outcome in _outcomes(
+                    group, fold, measured.part(rest), log_ms[rest], scale[rest], measured.part(~rest), baselines
+                ):
+                    yield "devices_3", outcome
+
+
+def unprobed(fitted: Fitted, key: Key, speeds_of: SpeedsOf) -> Array:
+    """As for a device without rows: from those with like threads whose speed is known, by proportion."""
+    relatives = []
+    for other, theta in fitted.theta.items():
+        pair = speeds_of(other, key) if other[2] == key[2] else None
+        if pair is not None:
+            relatives.append(adapt.by_proportion(theta, *pair, host=key[1].split("/")[1] == "cpu"))
+    return adapt.transferred(fitted.mean, relatives)
+
+
+def probe(fitted: Fitted, measured: Measured, offset: Array) -> tuple[Array, list[int]]:
+    place = [fitted.index[row.model] for row in measured.rows]
+    residual = fitted.residual[np.ix_(place, place)] + 1e-4 * np.eye(len(place))
+    chosen = adapt.choose_probes(measured.x, fitted.mean, fitted.covariance, residual, PROBES)
+    theta, weights = adapt.probed(
+        measured.x[chosen], measured.y[chosen], offset[chosen], fitted.mean, fitted.covariance,
+        residual[np.ix_(chosen, chosen)],
+    )  # fmt: skip
+    return rates.log_latency(measured.x, theta) + offset + residual[:, chosen] @ weights, chosen
+
+
+def _outcomes(
+    group: str, fold: int, measured: Measured, log_ms: Array, scale: Array, seen: Measured | None,
+    baselines: Baselines | None,
+) -> Iterator[Outcome]:  # fmt: skip
+    whole: Array | None = None
+    operator: Array | None = None
+    if baselines is not None and seen is not None and measured.rows[0].role == "calibrate":
+        whole, operator = baselines.predict(seen, measured)
+    for position, row in enumerate(measured.rows):
+        yield Outcome(
+            row, group, fold, float(log_ms[position] - measured.y[position]), float(scale[position]),
+            None if whole is None else float(whole[position] - measured.y[position]),
+            None if operator is None else float(operator[position] - measured.y[position]),
+        )  # fmt: skip
+
+
+def error_pct(errors: list[float]) -> float:
+    """Median absolute percentage error of log errors."""
+    return float(100 * np.median(np.abs(np.expm1(errors))))
+
+
+def spread(outcomes: list[Outcome]) -> float:
+    """Multiple of the scale that covers 90 % of the rows (split conformal; Vovk et al. 2005)."""
+    ratios = np.sort([abs(outcome.error) / outcome.scale for outcome in outcomes])
+    return float(ratios[min(len(ratios) - 1, int(np.ceil(0.9 * (len(ratios) + 1))) - 1)])
+
+
+FEWEST_FOR_SPREAD = 30  # a group with fewer outcomes takes the spread of all groups
+
+
+def coverage(outcomes: list[Outcome]) -> dict[str, bool]:
+    """Row → whether its 90 % interval held it. Each fold's spread comes from the other folds of its group."""
+    inside: dict[str, bool] = {}
+    by_group: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        by_group[outcome.group].append(outcome)
+    for members in by_group.values():
+        for fold in {outcome.fold for outcome in members}:
+            others = [outcome for outcome in members if outcome.fold != fold]
+            if len(others) < FEWEST_FOR_SPREAD:
+                others = [outcome for outcome in outcomes if outcome.fold != fold]
+            if not others:
+                continue
+            limit = spread(others)
+            for outcome in members:
+                if outcome.fold == fold:
+                    inside[outcome.row.id] = abs(outcome.error) <= limit * outcome.scale
+    return inside

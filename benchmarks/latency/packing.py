@@ -1,0 +1,140 @@
+"""Fitted rates written as JSON packs, and the published rows that they rest on with their sources."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.latency.fitting import Fitted, Measured, Split
+from benchmarks.latency.heldout import FEWEST_FOR_SPREAD, Outcome, error_pct, spread
+from benchmarks.latency.rows import Row
+from edgeopt.devices.kernels import QUANTITIES
+from edgeopt.devices.packs import Configuration, HeldOut, Pack, Regime
+
+FEWEST_ROWS = 10  # of a device with an engine, to say how well it does
+
+
+def _rounded(values: Iterable[float], digits: int = 4) -> tuple[float, ...]:
+    return tuple(round(float(value), digits) for value in values)
+
+
+def thread_exponent(configurations: Iterable[Measured], fitted: Fitted) -> float:
+    """Latency goes with threads to this power: the slope within devices, over their thread counts."""
+    by_device: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for m in configurations:
+        device, engine, threads, _ = m.key
+        if threads.isdigit():
+            level = float((fitted.theta[m.key] - fitted.mean).mean())
+            by_device[device, engine][int(threads)].append(level)
+    along, levels = [], []
+    for counts in by_device.values():
+        usual = {count: level for count, level in counts.items() if count <= 8}
+        if len(usual) > 1:
+            x = np.log(sorted(usual))
+            y = np.array([np.mean(usual[count]) for count in sorted(usual)])
+            along += list(x - x.mean())
+            levels += list(y - y.mean())
+    if not along:
+        return -0.7  # no device of the group was measured with several counts: that of ncnn on CPUs
+    return float(np.dot(along, levels) / np.dot(along, along))
+
+
+def pack(group: str, configurations: list[Measured], fitted: Fitted, outcomes: Mapping[str, list[Outcome]]) -> Pack:
+    held: dict[Regime, HeldOut] = {}
+    for regime, listed in outcomes.items():
+        mine = [outcome for outcome in listed if outcome.group == group]
+        if listed:
+            judged = mine if len(mine) >= FEWEST_FOR_SPREAD else listed
+            held[regime] = _held(judged)  # type: ignore[index]
+    by_engine: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes.get("families", []):
+        if outcome.group == group:
+            by_engine[f"{outcome.row.device}|{outcome.row.engine}"].append(outcome)
+    return Pack(
+        schema_="edgeopt.rates/1",
+        group=group,
+        quantities=QUANTITIES,
+        mean=_rounded(fitted.mean),
+        covariance=tuple(_rounded(line, 5) for line in fitted.covariance),
+        noise=round(fitted.noise, 6),
+        thread_exponent=round(thread_exponent(configurations, fitted), 3),
+        models=tuple(fitted.models),
+        composition=tuple(_rounded(line) for line in fitted.composition),
+        weights=_rounded(fitted.weights),
+        offset=_rounded(fitted.offset),
+        configurations=tuple(
+            Configuration(
+                device=m.key[0],
+                engine=m.key[1],
+                threads=m.key[2],
+                campaign=m.key[3],
+                rows=len(m.rows),
+                theta=_rounded(fitted.theta[m.key]),
+                own=tuple(
+                    (index, round(float(weight), 3))
+                    for index, weight in zip(fitted.own[m.key][0], fitted.own[m.key][1], strict=True)
+                ),
+            )
+            for m in configurations
+        ),
+        held_out=held,
+        errors={name: _held(listed) for name, listed in sorted(by_engine.items()) if len(listed) >= FEWEST_ROWS},
+    )
+
+
+def _held(outcomes: list[Outcome]) -> HeldOut:
+    return HeldOut(
+        rows=len(outcomes),
+        error_pct=round(error_pct([outcome.error for outcome in outcomes]), 1),
+        spread=round(spread(outcomes), 3),
+    )
+
+
+def write(folder: Path, groups: Split, packs: Iterable[Pack]) -> None:
+    """One JSON document per group, and `rows.csv` and `sources.csv`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.json"):
+        old.unlink()
+    for found in packs:
+        content: Any = found.model_dump(mode="json", by_alias=True)
+        lines = [f" {json.dumps(key)}: {_lines(value)}" for key, value in content.items()]
+        (folder / f"{found.group.replace('/', '-')}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    _write_rows(folder, [row for configurations in groups.values() for m in configurations for row in m.rows])
+
+
+def _lines(value: Any) -> str:
+    """A list of objects or rows has one to a line, so that a change can be read."""
+    if isinstance(value, list) and value and isinstance(value[0], list | dict):
+        return "[\n  " + ",\n  ".join(json.dumps(item, separators=(",", ":")) for item in value) + "\n ]"
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _write_rows(folder: Path, rows: list[Row]) -> None:
+    """Figures with where they were published. A campaign and a repository are written once, and named by number."""
+    campaigns = {name: number for number, (name, _) in enumerate(Counter(row.campaign for row in rows).most_common())}
+    repositories = {
+        name: number
+        for number, (name, _) in enumerate(Counter(row.source.partition(":")[0] for row in rows).most_common())
+    }
+    with (folder / "sources.csv").open("w", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(["kind", "number", "name"])
+        out.writerows(["repository", number, name] for name, number in repositories.items())
+        out.writerows(["campaign", number, name] for name, number in campaigns.items())
+    with (folder / "rows.csv").open("w", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(["id", "device", "engine", "threads", "campaign", "model", "ms", "repository", "path"])
+        for row in rows:
+            repository, _, path = row.source.partition(":")
+            out.writerow(
+                [
+                    row.id, row.device, row.engine, row.threads, campaigns[row.campaign], row.model,
+                    f"{row.ms:.6g}", repositories[repository], path,
+                ]
+            )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Hardware profiles, and what they predict for a model that was never run on the device."""

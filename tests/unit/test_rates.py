@@ -1,0 +1,73 @@
+"""The latency model on figures whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeopt.devices import adapt, rates
+from edgeopt.devices.kernels import QUANTITIES
+
+COUNT = len(QUANTITIES)
+
+
+def quantities(seed: int, rows: int) -> np.ndarray:
+    return np.random.default_rng(seed).gamma(1.0, 1.0, (rows, COUNT)) + 1e-3
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_many_rows_give_their_rates_back(seed: int) -> None:
+    x = quantities(seed, 80)
+    truth = np.random.default_rng(seed + 1).normal(0, 0.5, COUNT)
+    y = rates.log_latency(x, truth)
+    theta, covariance = rates.fit_rates(x, y, np.zeros(COUNT), np.eye(COUNT) / 4, 1e-6, steps=40)
+    np.testing.assert_allclose(rates.log_latency(x, theta), y, atol=0.01)  # noise of 1e-6 leaves the prior no say
+    assert np.all(np.linalg.eigvalsh(covariance) > 0)
+
+
+def test_without_rows_the_prior_stands() -> None:
+    mean = np.linspace(-1, 1, COUNT)
+    theta, _ = rates.fit_rates(np.zeros((0, COUNT)), np.zeros(0), mean, np.eye(COUNT), 0.01)
+    np.testing.assert_allclose(theta, mean)
+
+
+def test_one_probe_moves_all_rates_as_devices_differ() -> None:
+    """A prior in which devices differ by speed alone makes of one probe at half the time a device twice as fast."""
+    x = quantities(3, 5)
+    mean = np.zeros(COUNT)
+    covariance = np.ones((COUNT, COUNT)) * 4 + 1e-6 * np.eye(COUNT)
+    y = rates.log_latency(x, mean)[:1] - np.log(2)
+    theta, weights = adapt.probed(x[:1], y, np.zeros(1), mean, covariance, 1e-4)
+    np.testing.assert_allclose(rates.log_latency(x, theta), rates.log_latency(x, mean) - np.log(2), atol=0.01)
+    assert weights.shape == (1,)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.1, 10), st.floats(0.1, 10))
+def test_proportion_is_that_of_peaks_and_bandwidths(peak: float, bandwidth: float) -> None:
+    theta = np.zeros(COUNT)
+    scaled = adapt.by_proportion(theta, adapt.Speed(1, 1), adapt.Speed(peak, bandwidth), host=False)
+    for name, value in zip(QUANTITIES, scaled, strict=True):
+        expected = 0.0 if "kernels" in name else -np.log(peak if name.startswith("macs") else bandwidth)
+        assert value == pytest.approx(expected)
+
+
+def test_unknown_speed_changes_nothing() -> None:
+    theta = np.linspace(0, 1, COUNT)
+    unknown = adapt.Speed(None, None)
+    np.testing.assert_array_equal(adapt.by_proportion(theta, unknown, adapt.Speed(5, 5), host=True), theta)
+
+
+def test_probes_are_chosen_where_models_differ() -> None:
+    """Of two equal models and one other, two probes are one of the equal ones and the other."""
+    x = np.vstack([quantities(1, 1), quantities(1, 1), quantities(2, 1)])
+    chosen = adapt.choose_probes(x, np.zeros(COUNT), np.eye(COUNT), 1e-3 * np.eye(3), 2)
+    assert 2 in chosen and len(set(chosen)) == 2
+
+
+def test_nearest_thread_count_is_by_ratio() -> None:
+    assert adapt.nearest_threads([1, 4, 12], 8) == 12
+    assert adapt.by_threads(-0.5, 4, 1) == pytest.approx(-0.5 * np.log(4))
