@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeopt.graph.qdq import INTEGERS_SUFFIX
+
 if TYPE_CHECKING:
     from edgeopt.runtimes.mil_reference.package import Operation
 
@@ -56,7 +58,7 @@ def _weights(path: Path) -> dict[str, tuple[int, ...]]:
 
         for value in onnx.load(path).graph.initializers.values():
             if value.const_value is not None and len(value.const_value.shape) > 1:
-                found[(value.name or "").removesuffix(onnx.INTEGERS_SUFFIX)] = value.const_value.numpy()
+                found[(value.name or "").removesuffix(INTEGERS_SUFFIX)] = value.const_value.numpy()
     elif path.suffix == ".tflite":
         from edgeopt.formats import tflite
 

@@ -226,6 +226,7 @@ class Onnx(Target):
             constants = ir.load(path).graph.initializers
             clipped = sum(
                 (weight := node.inputs[products[node.op_type]]) is not None
+                and weight.name is not None
                 and weight.name in constants
                 and constants[weight.name].dtype == ir.DataType.INT8
                 for node in integers

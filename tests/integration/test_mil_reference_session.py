@@ -121,6 +121,10 @@ def test_programs_of_the_pytorch_route_compute_what_pytorch_does(kind, tmp_path)
     path = saved(converted(net), tmp_path / "net.mlpackage")
     assert relative(only(path), expected) <= 1e-5
     assert relative(only(path, use_torch=False), expected) <= 1e-5
+    exact = net.double()(torch.from_numpy(X).double()).numpy()
+    for use_torch in (False, True):
+        assert relative(only(path, use_torch=use_torch, wide_sums=True), exact) <= 1e-6
+    net.float()
     half = saved(converted(net, precision="FLOAT16"), tmp_path / "half.mlpackage")
     rounded, unrounded = (only(half, rounding=rounding) for rounding in (True, False))
     assert rounded.dtype == np.float16

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeopt.runtimes.mil_reference import package as mlpackage
-from edgeopt.runtimes.mil_reference.operators import OPERATORS, WITH_TORCH
+from edgeopt.runtimes.mil_reference.operators import OPERATORS, WITH_TORCH, convolution
 from edgeopt.runtimes.mil_reference.package import (
     Constant,
     Feature,
@@ -87,6 +87,8 @@ class Session:
             float32: the difference is fp16's share.
         function: of a package with several; None: its default.
         use_torch: for what it does faster; None: if it is installed.
+        wide_sums: add up convolutions in float64 before their output is rounded: slower, and free of the order in
+            which float32 is summed, which deep networks can amplify to 1e-5 and more.
 
     Raises:
         ValueError: the package is damaged, or an operator is not known; the message names it.
@@ -101,6 +103,7 @@ class Session:
         rounding: bool = True,
         function: str | None = None,
         use_torch: bool | None = None,
+        wide_sums: bool = False,
     ) -> None:
         self.package = mlpackage.read(path)
         if function is not None and function not in self.package.functions:
@@ -113,6 +116,8 @@ class Session:
         """Operator name → NaNs and infinities in its outputs, over all runs so far."""
         torch_there = importlib.util.find_spec("torch") is not None if use_torch is None else use_torch
         self._functions = {**OPERATORS, **(WITH_TORCH if torch_there else {})}
+        if wide_sums:
+            self._functions |= convolution.operators(convolution.TORCH if torch_there else convolution.NUMPY, wide=True)
         self._types: dict[str, ValueType] = {variable.name: variable.type for variable in self._function.inputs}
         self._constants: dict[str, Any] = {}
         self._steps: dict[str, _Step] = {}

@@ -28,8 +28,10 @@ class Backend:
     transposed: Callable[[Array, Array, Sizes, Sizes, int], Array]
 
 
-def operators(backend: Backend) -> dict[str, Callable[..., Array]]:
-    """``conv`` and ``conv_transpose`` on a backend."""
+def operators(backend: Backend, *, wide: bool = False) -> dict[str, Callable[..., Array]]:
+    """``conv`` and ``conv_transpose`` on a backend; ``wide``: with sums in float64, which the caller rounds."""
+    if wide:
+        backend = Backend(_widened(backend.direct), _widened(backend.transposed))
 
     def conv(
         x: Array,
@@ -64,6 +66,13 @@ def operators(backend: Backend) -> dict[str, Callable[..., Array]]:
         return with_bias(_cropped(whole, x.shape[2:], steps, pad_type, pad, wanted), bias)
 
     return {"conv": conv, "conv_transpose": conv_transpose}
+
+
+def _widened(function: Callable[..., Array]) -> Callable[..., Array]:
+    def evaluate(x: Array, weight: Array, *rest: Any) -> Array:
+        return function(x.astype(np.float64), weight.astype(np.float64), *rest)
+
+    return evaluate
 
 
 def _cropped(whole: Array, sizes: Sizes, strides: Sizes, pad_type: str, pad: Any, wanted: Sizes | None) -> Array:
@@ -128,7 +137,7 @@ def numpy_transposed(x: Array, weight: Array, strides: Sizes, dilations: Sizes, 
 def _tensor(array: Array) -> Any:
     import torch
 
-    return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def torch_direct(x: Array, weight: Array, strides: Sizes, dilations: Sizes, groups: int) -> Array:
