@@ -1,5 +1,6 @@
 """Run an ONNX or TFLite file on arrays, and compare outputs. Code of its own: nothing here is edgeopt's."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,18 +16,43 @@ def joined(outputs: Sequence[np.ndarray]) -> np.ndarray:
     return outputs[0] if len(outputs) == 1 else np.concatenate([y.reshape(len(y), -1) for y in outputs], 1)
 
 
-def onnx_runner(path: Path, *, optimize: bool = True) -> Runner:
-    """One thread, the CPU provider. (1, C, H, W) float32 → the outputs, `joined`."""
+def onnx_runner(path: Path, *, optimize: bool = True, precise: bool = True) -> Runner:
+    """One thread, the CPU provider. (1, C, H, W) float32 → the outputs, `joined`.
+
+    `precise`: on x86 without VNNI, kernels for int8 weights that do not saturate; elsewhere it changes nothing. It is
+    what makes such a file mean there what it says, so every tool's file gets it.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if precise:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: joined(session.run(None, {name: x}))
+
+
+@functools.cache
+def saturates() -> bool:
+    """Whether ONNX Runtime's kernels for int8 weights clip sums of products here: 2 · 255 · 127 > 2¹⁵."""
+    import onnx
+    import onnxruntime as ort
+
+    tensors = [
+        onnx.helper.make_tensor_value_info(name, kind, [64, 64])
+        for name, kind in (("a", onnx.TensorProto.UINT8), ("b", onnx.TensorProto.INT8), ("c", onnx.TensorProto.INT32))
+    ]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMulInteger", ["a", "b"], ["c"])], "g", tensors[:2], tensors[2:]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"a": np.full((64, 64), 255, np.uint8), "b": np.full((64, 64), 127, np.int8)})[0]
+    return bool((found != 64 * 255 * 127).any())
 
 
 class TFLiteRunner:

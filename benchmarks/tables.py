@@ -32,7 +32,8 @@ def thousands(value: int | None) -> str:
 def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    vnni = " with VNNI" if any("vnni" in line for line in lines if line.startswith("flags")) else ""
+    return f"{names[0] if names else platform.machine()}{vnni}, {len(os.sched_getaffinity(0))} cores"
 
 
 def conditions(command: str, packages: Sequence[str], versions: dict[str, str] | None = None) -> str:

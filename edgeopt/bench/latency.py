@@ -1,156 +1,311 @@
-"""Latency on this host: several models interleaved in one process, so that all see the same machine."""
+"""Latency on this machine: several models interleaved in one process, so that all see the same machine.
+
+The measuring itself is the agent's, the very code that travels to devices; what its times mean is computed here, for
+both.
+"""
 
 from __future__ import annotations
 
-import os
-import platform
-import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from edgeopt import events
+from edgeopt.bench import agent, conditions, statistics
+from edgeopt.bench.results import (
+    BenchResult,
+    Change,
+    Conditions,
+    Energy,
+    OperatorTime,
+    Profile,
+    Ratio,
+)
+from edgeopt.devices.profile import ComputeUnit, Runtime
+from edgeopt.errors import EdgeoptError, ModelError, SetupError
 
-from edgeopt.errors import ModelError
-from edgeopt.types import Frozen, Kind
-
-Array = npt.NDArray[Any]
-
-WARM_UP = 5
-"""Runs before the clock counts: the first ones allocate and pack weights."""
-BOOTSTRAPS = 1000
-
-
-class LatencyMs(Frozen):
-    """Milliseconds. ``low``–``high``: 95 % bootstrap interval of the median."""
-
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-    mean: float
-    low: float
-    high: float
+RUNTIME_OF = {".tflite": "litert", ".onnx": "onnxruntime"}
+"""File's ending → module in ``edgeopt.runtimes``."""
+CALLED: dict[str, tuple[Runtime, str]] = {
+    "litert": ("tflite", "ai-edge-litert"),
+    "onnxruntime": ("onnxruntime", "onnxruntime"),
+    "trtexec": ("tensorrt", "TensorRT"),
+    "torch": ("pytorch", "torch"),
+}
+"""Module of a runtime → its name in results, and the package whose version is given."""
+UNVERIFIED = frozenset({"trtexec"})
+"""Runtimes that were tried with a stand-in only."""
 
 
-class Conditions(Frozen):
-    """What the number holds for."""
+@dataclass(frozen=True)
+class Subject:
+    """One model to be measured.
 
-    machine: str
+    Args:
+        name: unique among those measured together; the path, with a word where one file is measured twice.
+        path: file or folder.
+        runtime: module in ``edgeopt.runtimes``, or ``torch`` for a PyTorch source.
+        options: of the runtime's session, or for ``torch`` the frontend's request.
+        precision: as far as it is known.
+        unit: what it runs on.
+    """
+
+    name: str
+    path: Path
     runtime: str
-    threads: int
-    runs: int
-    load: float
-    """Load average of the machine over the last minute, before measuring: above 0 others shared it."""
-    interleaved_with: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    precision: str | None = None
+    unit: ComputeUnit = "cpu"
 
 
-class BenchResult(Frozen):
-    """One model's latency, and how it came to be."""
+@dataclass(frozen=True)
+class Plan:
+    """How to measure.
 
-    model: str
-    device: str = "host"
-    runtime: Literal["onnxruntime", "tflite"]
-    compute_unit: Literal["cpu"] = "cpu"
-    threads: int
-    kind: Kind = "measured"
-    latency_ms: LatencyMs
-    conditions: Conditions
+    Args:
+        threads: of the runtime.
+        batch: first axis of every input; None: as the file has it, 1 where it is open.
+        inputs: input name → shape, for sizes that the file leaves open.
+        seconds: measured time per model, at least.
+        runs: per model, at least.
+        warm_up_s: at most so long until two windows of runs agree; later the result is called unstable.
+        profile: also time per operator.
+        seed: of input values, order of turns and bootstrap draws.
+    """
+
+    threads: int = 1
+    batch: int | None = None
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    seconds: float = 3.0
+    runs: int = 50
+    warm_up_s: float = 10.0
+    profile: bool = False
+    seed: int = 0
+
+    def request(self, subjects: tuple[Subject, ...], paths: Mapping[str, str]) -> dict[str, Any]:
+        """As the agent takes it; ``paths``: subject's name → where the agent finds its file."""
+        return {
+            "do": "measure",
+            "models": [
+                {"name": one.name, "path": paths[one.name], "runtime": one.runtime, "options": dict(one.options)}
+                for one in subjects
+            ],
+            "threads": self.threads,
+            "batch": self.batch,
+            "inputs": {name: list(shape) for name, shape in self.inputs.items()},
+            "seconds": self.seconds,
+            "runs": self.runs,
+            "warm_up_s": self.warm_up_s,
+            "profile": self.profile,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Measurement:
+    results: tuple[BenchResult, ...]
+    ratios: tuple[Ratio, ...]
 
 
 def measure(
-    models: Mapping[str, Path], *, threads: int = 1, seconds: float = 1.0, seed: int = 0
+    models: Mapping[str, Path], *, threads: int = 1, seconds: float = 1.0, seed: int = 0, runs: int = 20
 ) -> dict[str, BenchResult]:
-    """Run each model in turn until each had its share of time.
+    """Measure files in turns.
 
     Args:
         models: name → ``.onnx`` or ``.tflite`` file.
         threads: of the runtime.
-        seconds: measured time per model; at least 20 and at most 500 runs each.
+        seconds: measured time per model, at least.
         seed: of the input values.
+        runs: per model, at least.
 
     Raises:
         ModelError: a file that its runtime does not load, or of another kind.
     """
-    load = os.getloadavg()[0]
-    with ExitStack() as stack:
-        runs = {name: _open(path, threads, seed, stack) for name, path in models.items()}
-        for run, _ in runs.values():
-            for _ in range(WARM_UP):
-                run()
-        times: dict[str, list[float]] = {name: [] for name in models}
-        end = time.perf_counter() + seconds * len(models)
-        count = 0
-        while count < 20 or (count < 500 and time.perf_counter() < end):
-            for name, (run, _) in runs.items():
-                start = time.perf_counter()
-                run()
-                times[name].append((time.perf_counter() - start) * 1e3)
-            count += 1
+    subjects = tuple(subject_of(path, name=name) for name, path in models.items())
+    plan = Plan(threads=threads, seconds=seconds, runs=runs, warm_up_s=seconds, seed=seed)
+    found = measure_here(subjects, plan, tell=lambda text: None)
     return {
-        name: BenchResult(
-            model=str(models[name]),
-            runtime="tflite" if models[name].suffix == ".tflite" else "onnxruntime",
-            threads=threads,
-            latency_ms=summarise(np.array(values), seed),
-            conditions=Conditions(
-                machine=machine(),
-                runtime=runs[name][1],
-                threads=threads,
-                runs=count,
-                load=round(load, 2),
-                interleaved_with=tuple(other for other in models if other != name),
-            ),
-        )
-        for name, values in times.items()
+        one.name: result.model_copy(update={"model": str(one.path)})
+        for one, result in zip(subjects, found.results, strict=True)
     }
 
 
-def summarise(times_ms: npt.NDArray[np.float64], seed: int = 0) -> LatencyMs:
-    """Percentiles of measured times [runs] in ms, and the 95 % bootstrap interval of their median."""
-    draws = np.random.default_rng(seed).integers(0, len(times_ms), (BOOTSTRAPS, len(times_ms)))
-    low, high = np.percentile(np.median(times_ms[draws], axis=1), [2.5, 97.5])
-    p50, p90, p95, p99 = np.percentile(times_ms, [50, 90, 95, 99])
-    values = {"p50": p50, "p90": p90, "p95": p95, "p99": p99, "mean": times_ms.mean(), "low": low, "high": high}
-    return LatencyMs(**{name: round(float(value), 4) for name, value in values.items()})
+def subject_of(path: Path, *, name: str | None = None, delegate: bool = True) -> Subject:
+    """What to measure for a file.
+
+    Raises:
+        ModelError: neither ``.onnx`` nor ``.tflite``.
+    """
+    if path.suffix not in RUNTIME_OF:
+        raise ModelError("is neither .onnx nor .tflite", where=str(path), hint="Convert it first: edgeopt convert")
+    options = {} if delegate or path.suffix != ".tflite" else {"delegate": False}
+    return Subject(name or str(path), path, RUNTIME_OF[path.suffix], options)
+
+
+def measure_here(subjects: tuple[Subject, ...], plan: Plan, *, tell: Callable[[str], None]) -> Measurement:
+    """Measure on this machine, in this process: run foreign files in a worker.
+
+    Args:
+        subjects: what to measure.
+        plan: how.
+        tell: told what is being done.
+
+    Raises:
+        ModelError: a model that its runtime refuses, or whose sizes are open.
+        SetupError: a runtime is missing or does not load.
+    """
+    request = plan.request(subjects, {one.name: str(one.path) for one in subjects})
+    try:
+        openers = {
+            one.name: torch_opener(one, plan)
+            if one.runtime == "torch"
+            else agent.file_opener(asked, request, "edgeopt.runtimes")
+            for one, asked in zip(subjects, request["models"], strict=True)
+        }
+        answer = agent.measure(openers, request, tell)
+    except agent.Problem as problem:
+        raise understood(problem) from problem
+    return results_of(subjects, plan, answer)
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """A function for what is being done: each text is a step, which ends where the next one begins."""
+    last: list[str] = []
+
+    def tell(text: str) -> None:
+        end()
+        last.append(text)
+        events.emit(events.Event("step", text))
+
+    def end() -> None:
+        if last:
+            events.emit(events.Event("done", last.pop()))
+
+    try:
+        yield tell
+    finally:
+        end()
+
+
+def torch_opener(subject: Subject, plan: Plan) -> tuple[str, Callable[[], Any]]:
+    from edgeopt.bench.torch_session import TorchSession, version
+
+    return version(), lambda: TorchSession(subject.options, plan.threads)
+
+
+def understood(problem: agent.Problem) -> EdgeoptError:
+    """The agent's problem as an error with what to do about it; what only a device can have is ``bench.remote``'s."""
+    said = " ".join(problem.text.split())[:300]
+    if problem.kind == "open_sizes":
+        return ModelError(
+            f"leaves sizes open: {said}", where=problem.model, hint=f"Say which: --input {problem.detail}=1,3,224,224"
+        )
+    if problem.kind == "batch":
+        return ModelError(
+            f"does not run with that batch: {said}",
+            where=problem.model,
+            hint="Its batch is fixed in the file: convert it with that batch (--input NAME=8,3,224,224), "
+            "or leave --batch out.",
+        )
+    if problem.kind in ("missing_runtime", "broken_runtime"):
+        return SetupError(f"its runtime cannot be used: {said}", where=problem.model, hint="edgeopt doctor says more.")
+    if problem.kind == "memory":
+        return EdgeoptError("there was not enough memory", where=problem.model)
+    return ModelError(f"cannot be run: {said}", where=problem.model)
+
+
+def results_of(
+    subjects: tuple[Subject, ...], plan: Plan, answer: Mapping[str, Any], *, device: str = "host"
+) -> Measurement:
+    """Results from what the agent measured."""
+    models = {one["name"]: one for one in answer["models"]}
+    results = tuple(_result(one, plan, models[one.name], answer, device) for one in subjects)
+    ratios = []
+    for one in subjects[1:]:
+        found = statistics.ratio(models[one.name]["turns"], models[subjects[0].name]["turns"], plan.seed)
+        middle, low, high = (round(value, 4) for value in found)
+        ratios.append(Ratio(model=one.name, to=subjects[0].name, ratio=middle, low=low, high=high))
+    return Measurement(results, tuple(ratios))
+
+
+def _result(one: Subject, plan: Plan, found: Mapping[str, Any], answer: Mapping[str, Any], device: str) -> BenchResult:
+    turns, placement = found["turns"], found["placement"]
+    latency = statistics.summarise(turns, plan.seed)
+    unstable = statistics.unsettled(turns, latency, steady=found["steady"])
+    before, after = answer["before"], answer["after"]
+
+    def change(key: str) -> Change | None:
+        known = before[key] is not None or after[key] is not None
+        return Change(before=before[key], after=after[key]) if known else None
+
+    runtime, package = CALLED[one.runtime]
+    profile = found["profile"]
+    return BenchResult(
+        model=one.name,
+        device=device,
+        runtime=runtime,
+        compute_unit=one.unit,
+        precision=one.precision,
+        threads=plan.threads if one.unit == "cpu" else None,
+        batch=found["batch"],
+        verified=one.runtime not in UNVERIFIED,
+        latency_ms=latency,
+        throughput_per_s=round(found["batch"] * 1e3 / latency.mean, 3) if latency.mean else None,
+        load_ms=_rounded(found["load_ms"]),
+        first_ms=_rounded(found["first_ms"]) if found["first_ms"] else None,
+        memory_mb=_rounded(found["memory_mb"], 2),
+        energy=Energy.model_validate(found["energy"]) if found["energy"] else None,
+        stable=not unstable,
+        unstable_because=unstable,
+        coverage=_rounded(placement["coverage"], 4),
+        conditions=Conditions(
+            machine=in_words(answer["machine"]),
+            runtime=f"{package} {found['version']}",
+            threads=plan.threads if one.unit == "cpu" else None,
+            batch=found["batch"],
+            runs=sum(len(turn) for turn in turns),
+            warm_up_runs=found["warm_up_runs"],
+            load=before["load"],
+            interleaved_with=tuple(found["in_turns_with"]),
+            cores=answer["machine"]["cores"],
+            affinity=before["affinity"],
+            governor=before["governor"],
+            frequency_mhz=change("frequency_mhz"),
+            temperature_c=change("temperature_c"),
+            gpu_frequency_mhz=change("gpu_frequency_mhz"),
+            gpu_clocks_locked=after["gpu_clocks_locked"],
+            throttled=after["throttled"],
+            power_mode=before["power_mode"],
+            delegate=placement["delegate"],
+            partitions=placement["partitions"],
+            undelegated=placement["undelegated"],
+            judged=answer["judged"],
+        ),
+        quantiles_ms=statistics.quantiles(turns),
+        timeline_ms=statistics.timeline(turns),
+        profile=Profile(
+            kind="measured",
+            source=f"profiler of {package}",
+            operators=tuple(OperatorTime.model_validate(operator) for operator in profile),
+        )
+        if profile
+        else None,
+    )
 
 
 def machine() -> str:
     """Processor and operating system in words."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass  # not Linux: the platform's own word does
-    return f"{name}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    return in_words(conditions.machine())
 
 
-def _open(path: Path, threads: int, seed: int, stack: ExitStack) -> tuple[Callable[[], object], str]:
-    """A function that runs the model once on seeded values, and the runtime's name with its version."""
-    from edgeopt.runtimes import litert, onnxruntime
+def in_words(found: Mapping[str, Any]) -> str:
+    board = f"{found['board']}, " if found["board"] else ""
+    return f"{board}{found['cpu']}, {found['cores']} cores, {found['system']}"
 
-    random = np.random.default_rng(seed)
 
-    def values(dtype: str, shape: tuple[int, ...]) -> Array:
-        if np.dtype(dtype).kind == "f":
-            return random.random(shape, np.float32).astype(dtype)
-        return np.zeros(shape, dtype)
-
-    try:
-        if path.suffix == ".tflite":
-            tflite = stack.enter_context(litert.Session(path, threads=threads))
-            feed = {name: values(info.dtype, info.shape) for name, info in tflite.inputs.items()}
-            return (lambda: tflite.run(feed)), f"ai-edge-litert {litert.version()}"
-        if path.suffix == ".onnx":
-            session = stack.enter_context(onnxruntime.Session(path, threads=threads))
-            feed = {
-                name: values(dtype, tuple(size if isinstance(size, int) else 1 for size in shape))
-                for name, (dtype, shape) in session.inputs.items()
-            }
-            return (lambda: session.run(feed)), f"onnxruntime {onnxruntime.version()}"
-    except ValueError as error:
-        raise ModelError(f"cannot be run: {' '.join(str(error).split())[:300]}", where=str(path)) from error
-    raise ModelError("is neither .onnx nor .tflite", where=str(path), hint="Convert it first: edgeopt convert")
+def _rounded(value: float | None, digits: int = 4) -> float | None:
+    return None if value is None else round(value, digits)

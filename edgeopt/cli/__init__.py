@@ -20,11 +20,11 @@ from edgeopt.errors import EdgeoptError
 COMMANDS = {
     "convert": "Turn a trained model into verified artifacts for edge devices.",
     "parity": "Compare any two models: source, ONNX, TFLite.",
-    "bench": "Measure latency on this machine.",
+    "bench": "Measure latency here or on a device, or predict it.",
     "inspect": "Look into an ONNX or TFLite file: operators by precision, every scale.",
     "init": "Write a first recipe.",
     "devices": "List the hardware profiles and what their predictions rest on.",
-    "doctor": "Say what is installed here and whether it works.",
+    "doctor": "Say what is installed here or on a device and whether it works.",
 }
 """Name → what ``edgeopt --help`` says. Each is ``edgeopt/cli/NAME.py`` with a function ``command``."""
 

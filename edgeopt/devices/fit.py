@@ -43,6 +43,7 @@ class MeasuredLatency(Frozen):
     precision: Precision
     threads: int | None = None
     kind: str
+    stable: bool = True
     latency_ms: Percentiles
 
 

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt import events
-from edgeopt.bench.latency import BenchResult, measure
+from edgeopt.bench.latency import measure
+from edgeopt.bench.results import BenchResult
 from edgeopt.data import arrays, callables, images
 from edgeopt.data.check import Checked, DataStats, check
 from edgeopt.data.noise import NoiseSamples

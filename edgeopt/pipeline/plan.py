@@ -94,14 +94,24 @@ def told_source(source: DataSource) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python, the machine's architecture, and the libraries that are installed."""
-    found = {"edgeopt": edgeopt.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    """Python, the machine, and the libraries that are installed."""
+    found = {"edgeopt": edgeopt.__version__, "python": platform.python_version(), "machine": _machine()}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _machine() -> str:
+    """Architecture, and the instructions for int8 products: the ONNX target chooses the type of weights by them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return f"{platform.machine()} {platform.processor()}".strip()
+    flags = {flag for line in text.splitlines() if line.startswith("flags") for flag in line.split()}
+    return " ".join([platform.machine(), *sorted(flag for flag in flags if "vnni" in flag)])
 
 
 def code_digest() -> str:

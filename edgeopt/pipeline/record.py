@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from edgeopt.bench.latency import BenchResult
+from edgeopt.bench.results import BenchResult
 from edgeopt.data.check import DataStats
 from edgeopt.parity.compare import LevelReport
 from edgeopt.types import Effort, Frozen, Kept, Preprocess, Realised, SchemeName, Signature, Status

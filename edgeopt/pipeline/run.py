@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import edgeopt
 from edgeopt import events
-from edgeopt.bench.latency import BenchResult, machine
+from edgeopt.bench.latency import machine
+from edgeopt.bench.results import BenchResult
 from edgeopt.data import arrays, images
 from edgeopt.errors import DataError, EdgeoptError, SetupError
 from edgeopt.passes.quantize.quantize import Quantize

@@ -5,6 +5,7 @@ A broken file can crash the interpreter, process and all: run foreign files in a
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,8 @@ class Session:
     """
 
     def __init__(self, model: Path | bytes, *, threads: int = 1, delegate: bool = True) -> None:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
+        interpreter, _ = _library()
+        Interpreter, OpResolverType = interpreter.Interpreter, interpreter.OpResolverType
         kind = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         source = {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
         try:
@@ -67,6 +68,10 @@ class Session:
             outputs = {details["name"]: details for details in self._interpreter.get_output_details()}
         self._input_index = {name: details["index"] for name, details in inputs.items()}
         self._output_index = {name: details["index"] for name, details in outputs.items()}
+        self._open = {
+            name: tuple(None if size < 0 else int(size) for size in details.get("shape_signature", details["shape"]))
+            for name, details in inputs.items()
+        }
         self.inputs = {name: _info(details) for name, details in inputs.items()}
         self.outputs = {name: _info(details) for name, details in outputs.items()}
 
@@ -112,6 +117,34 @@ class Session:
             open_tensors.extend(int(tensor) for tensor in node["inputs"])
         return tuple(runs[index] for index in sorted(runs))
 
+    def specs(self) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+        """Inputs: numpy dtype name and shape, None where a size is open."""
+        return {name: (info.dtype, self._open[name] or info.shape) for name, info in self.inputs.items()}
+
+    def reshape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Give inputs other shapes; ValueError where the graph does not go along."""
+        changed = {name: shape for name, shape in shapes.items() if shape != self.inputs[name].shape}
+        if not changed:
+            return
+        try:
+            for name, shape in changed.items():
+                self._interpreter.resize_tensor_input(self._input_index[name], shape)
+            self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(str(error)) from error
+
+    def placement(self) -> dict[str, Any]:
+        """What runs it, and which share of its operators the delegate took."""
+        partitions, left = self.partitions(), self.undelegated()
+        nodes = self._interpreter._get_ops_details()
+        total = sum(details["op_name"] != "DELEGATE" for details in nodes)
+        return {
+            "delegate": "XNNPACK" if partitions else None,
+            "coverage": 1.0 - len(left) / total if partitions and total else None,
+            "partitions": partitions,
+            "undelegated": list(left) if partitions else [],
+        }
+
     def __enter__(self) -> Session:
         return self
 
@@ -122,9 +155,24 @@ class Session:
 
 
 def version() -> str:
-    import ai_edge_litert
+    package = _library()[1]
+    forerunner = " (tflite-runtime)" if package.__name__ == "tflite_runtime" else ""
+    return str(getattr(package, "__version__", "of unknown version")) + forerunner
 
-    return str(ai_edge_litert.__version__)
+
+def _library() -> tuple[Any, Any]:
+    """The module of the interpreter and its package: LiteRT, or its forerunner where a board has only that.
+
+    Raises:
+        ModuleNotFoundError: neither is installed.
+    """
+    for name in ("ai_edge_litert", "tflite_runtime"):
+        try:
+            return importlib.import_module(f"{name}.interpreter"), importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name not in (name, f"{name}.interpreter"):
+                raise
+    raise ModuleNotFoundError("No module named 'ai_edge_litert'", name="ai_edge_litert")
 
 
 def _info(details: Mapping[str, Any]) -> TensorInfo:

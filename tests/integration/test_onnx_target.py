@@ -18,7 +18,7 @@ from edgeopt.formats import onnx as onnx_format
 from edgeopt.graph.qdq import to_qdq
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.parity.levels import check_artifact, check_quantization
-from edgeopt.runtimes.onnxruntime import Session
+from edgeopt.runtimes.onnxruntime import Session, saturates
 from edgeopt.targets.onnx import Onnx
 from edgeopt.types import Preprocess, SchemeName
 from tests.integration.minmax_table import minmax_table
@@ -229,6 +229,50 @@ def test_uint8_and_int8_are_the_same_grid(net: Callable[[], ir.Model], tmp_path:
     for ours, theirs in zip(found["uint8"], found["int8"], strict=True):
         for name, value in ours.items():
             assert np.array_equal(value, theirs[name])
+
+
+@every_net
+def test_weights_of_either_sign_are_the_same_numbers(net: Callable[[], ir.Model], tmp_path: Path) -> None:
+    model = net()
+    graph, feed = quantized(model), samples(model, 1, seed=5)[0]
+    outputs = {}
+    for weights in ("int8", "uint8"):
+        folder = tmp_path / weights
+        folder.mkdir()
+        Onnx(weights=weights).lower(graph, folder)
+        outputs[weights] = run(folder / "model.onnx", feed, optimize=False)
+    for name, array in outputs["int8"].items():
+        np.testing.assert_array_equal(array, outputs["uint8"][name])
+
+
+def test_unsigned_weights_are_exact_on_every_processor(tmp_path: Path) -> None:
+    model = classifier()
+    graph, feeds = quantized(model), samples(model, 12, seed=8)
+    artifact = Onnx(weights="uint8").lower(graph, tmp_path)
+    report = check_artifact(graph, artifact, tmp_path / artifact.path, feeds)
+    assert not report.failures
+    assert report.lsb_max is not None and report.lsb_max < 1.01
+    assert artifact.realised is not None and artifact.realised.unasked_float == ()
+
+
+def test_kernels_that_saturate_are_avoided_or_named(tmp_path: Path) -> None:
+    """Holds on both kinds of processor: int8 weights by default only where the kernels are exact."""
+    graph = quantized(classifier())
+    default, signed = tmp_path / "default", tmp_path / "int8"
+    default.mkdir()
+    signed.mkdir()
+    Onnx().lower(graph, default)
+    realised = Onnx(weights="int8").lower(graph, signed).realised
+    stored = onnx.load(default / "model.onnx").graph.initializer
+    types = {tensor.data_type for tensor in stored if len(tensor.dims) > 1}
+    assert types == {onnx.TensorProto.UINT8 if saturates() else onnx.TensorProto.INT8}
+    assert realised is not None
+    assert any("saturates" in text for text in realised.leftovers) == saturates()
+
+
+def test_unsigned_weights_between_signed_activations_are_refused() -> None:
+    with pytest.raises(ValueError, match="goes with 'activations: uint8'"):
+        Onnx(weights="uint8", activations="int8")
 
 
 @pytest.mark.parametrize("io", ["int8", "uint8"])

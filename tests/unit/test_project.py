@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 import edgeopt
 from edgeopt import errors
+from edgeopt.bench.results import BenchDocument
 from edgeopt.cli import COMMANDS
 from edgeopt.passes.registry import PASSES
 from edgeopt.pipeline.record import Manifest, Report
@@ -35,7 +36,14 @@ PINNED = {
     for line in (ROOT / "constraints.txt").read_text().splitlines()
     if line and not line.startswith("#")
 }
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/recipe.md", "docs/report.md", "recipes/quickstart/README.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/bench.md",
+    "docs/recipe.md",
+    "docs/report.md",
+    "recipes/quickstart/README.md",
+)
 IMPORTED_AS = {"pydantic_core": {"pydantic"}}
 """Pydantic's own other half comes with it, always in the one version that fits."""
 LIBRARY = frozenset(sys.stdlib_module_names) | {"edgeopt"}
@@ -164,13 +172,7 @@ def test_every_command_is_documented():
 
 def test_documents_name_no_command_or_option_that_is_not_there():
     there = commands()
-    for document in (
-        "README.md",
-        "CONTRIBUTING.md",
-        "docs/recipe.md",
-        "docs/report.md",
-        "recipes/quickstart/README.md",
-    ):
+    for document in DOCUMENTS:
         for name, rest in re.findall(r"(?m)(?:bin/|`|^)edgeopt ([a-z]+)([^`\n]*)", (ROOT / document).read_text()):
             assert name in there, f"{document}: edgeopt {name}"
             options = {option for parameter in there[name].params for option in parameter.opts}
@@ -206,9 +208,9 @@ def fields(kind: type[BaseModel]) -> set[str]:
     return {name for one in [schema, *schema.get("$defs", {}).values()] for name in one.get("properties", {})}
 
 
-@pytest.mark.parametrize("kind", [Report, Manifest])
+@pytest.mark.parametrize("kind", [Report, Manifest, BenchDocument])
 def test_every_key_of_a_report_is_documented(kind):
-    text = "".join((ROOT / "docs" / name).read_text() for name in ("report.md", "recipe.md"))
+    text = "".join((ROOT / "docs" / name).read_text() for name in ("report.md", "recipe.md", "bench.md"))
     missing = sorted(name for name in fields(kind) if not re.search(rf"[`.]{name}[`.\[]", text))
     assert not missing
 
