@@ -22,8 +22,6 @@ from benchmarks.latency import fitting, heldout, packing, rows
 from benchmarks.latency.baselines import Baselines
 from benchmarks.latency.heldout import Outcome, coverage, error_pct
 from edgeopt.devices import catalogue
-from edgeopt.devices.adapt import Speed
-from edgeopt.devices.profile import BYTES, speeds
 
 PACKS = place.REPOSITORY / "hardware_profiles" / "packs"
 ASKED = {"random": 8.0, "families": 14.0, "devices_3": 6.0}  # median absolute percentage error, at most
@@ -37,19 +35,6 @@ NAMES = {
 FEWEST = 10
 
 
-def speeds_of(of: heldout.Key, to: heldout.Key) -> tuple[Speed, Speed] | None:
-    """What the devices' profiles know of their speeds."""
-    owners = {name: profile for profile in catalogue.profiles() for name in profile.measured_as}
-    if of[0] not in owners or to[0] not in owners:
-        return None
-    _, unit, to_precision = to[1].split("/")
-    of_precision = of[1].split("/")[2]
-    if not {of_precision, to_precision} <= BYTES.keys():
-        return None
-    threads = int(to[2]) if to[2].isdigit() else None
-    return speeds(owners[of[0]], of_precision, owners[to[0]], to_precision, unit, threads)  # type: ignore[arg-type]
-
-
 def judge_regime(regime: str, folder: Path) -> dict[str, list[Outcome]]:
     """Outcomes of one regime; "devices" makes two of it. In a process of its own."""
     began = time.perf_counter()
@@ -57,7 +42,7 @@ def judge_regime(regime: str, folder: Path) -> dict[str, list[Outcome]]:
     baselines = Baselines(folder)
     found: dict[str, list[Outcome]] = defaultdict(list)
     if regime == "devices":
-        for name, outcome in heldout.by_devices(groups, speeds_of, baselines):
+        for name, outcome in heldout.by_devices(groups, baselines):
             found[name].append(outcome)
     else:
         found[regime] = list(heldout.by_models(regime, groups, baselines))
@@ -90,7 +75,7 @@ HEADER = ["rows", "predictor", "whole-model roofline", "operator roofline", "ins
 
 def markdown(found: dict[str, list[Outcome]]) -> str:
     parts = [tables.conditions("python -m benchmarks.latency", ["numpy", "scipy"]), ""]
-    inside = {regime: coverage(outcomes) for regime, outcomes in found.items()}
+    inside = {regime: coverage(outcomes, by_device=regime == "devices_0") for regime, outcomes in found.items()}
     profiled = {name for profile in catalogue.profiles() for name in profile.measured_as}
     pooled = []
     for regime, outcomes in found.items():

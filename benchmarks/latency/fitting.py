@@ -282,3 +282,24 @@ def fit(groups: Split, *, only: Iterable[str] | None = None) -> Mapping[str, Fit
     common = common_rates(groups)
     wanted = groups if only is None else [name for name in only if name in groups]
     return {name: fit_group(groups[name], common) for name in wanted}
+
+
+def thread_exponent(configurations: Iterable[Measured], fitted: Fitted) -> float:
+    """Latency goes with threads to this power: the slope within devices, over their thread counts."""
+    by_device: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for m in configurations:
+        device, engine, threads, _ = m.key
+        if threads.isdigit():
+            level = float((fitted.theta[m.key] - fitted.mean).mean())
+            by_device[device, engine][int(threads)].append(level)
+    along, levels = [], []
+    for counts in by_device.values():
+        usual = {count: level for count, level in counts.items() if count <= 8}
+        if len(usual) > 1:
+            x = np.log(sorted(usual))
+            y = np.array([np.mean(usual[count]) for count in sorted(usual)])
+            along += list(x - x.mean())
+            levels += list(y - y.mean())
+    if not along:
+        return -0.7  # no device of the group was measured with several counts: that of ncnn on CPUs
+    return float(np.dot(along, levels) / np.dot(along, along))

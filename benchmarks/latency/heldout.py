@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.latency.baselines import Baselines
-from benchmarks.latency.fitting import Fitted, Measured, Split, common_rates, fit_group, split
+from benchmarks.latency.fitting import Fitted, Measured, Split, common_rates, fit_group, split, thread_exponent
 from benchmarks.latency.rows import Row
-from edgeopt.devices import adapt, rates
+from edgeopt.devices import adapt, catalogue, rates
+from edgeopt.devices.packs import Configuration
+from edgeopt.devices.predict import relative_rates, threads_of
+from edgeopt.devices.profile import BYTES
 
 Array = npt.NDArray[np.float64]
 Key = tuple[str, str, str, str]
-SpeedsOf = Callable[[Key, Key], tuple[adapt.Speed, adapt.Speed] | None]
-"""Two configurations → what their profiles know of their speeds; None where one of them has no profile."""
 FOLDS = 5
 PROBES = 3
 FEWEST = 2 * PROBES  # a configuration with fewer rows has too little left to judge
@@ -70,7 +72,7 @@ def by_models(regime: str, groups: Split, baselines: Baselines | None) -> Iterat
                     yield from _outcomes(group, fold, measured, log_ms, scale, known[measured.key], baselines)
 
 
-def by_devices(groups: Split, speeds_of: SpeedsOf, baselines: Baselines | None) -> Iterator[tuple[str, Outcome]]:
+def by_devices(groups: Split, baselines: Baselines | None) -> Iterator[tuple[str, Outcome]]:
     """Whole devices: first with nothing measured, then with three probes per configuration."""
     for fold, is_held_out in enumerate(folds("devices", groups)):
         train, held = split(groups, is_held_out)
@@ -84,9 +86,9 @@ def by_devices(groups: Split, speeds_of: SpeedsOf, baselines: Baselines | None) 
                 if len(measured.rows) < FEWEST:
                     continue
                 offset, scale = fitted.shared(measured.x, [row.model for row in measured.rows])
-                theta = unprobed(fitted, measured.key, speeds_of)
+                theta = unprobed(fitted, train[group], measured.key)
                 log_ms = rates.log_latency(measured.x, theta) + offset
-                for outcome in _outcomes(group, fold, measured, log_ms, scale, None, None):
+                for outcome in _outcomes(group, fold, measured, log_ms, np.ones_like(scale), None, None):
                     yield "devices_0", outcome
                 log_ms, chosen = probe(fitted, measured, offset)
                 rest = np.ones(len(measured.rows), bool)
@@ -97,13 +99,25 @@ def by_devices(groups: Split, speeds_of: SpeedsOf, baselines: Baselines | None) 
                     yield "devices_3", outcome
 
 
-def unprobed(fitted: Fitted, key: Key, speeds_of: SpeedsOf) -> Array:
-    """As for a device without rows: from those with like threads whose speed is known, by proportion."""
-    relatives = []
-    for other, theta in fitted.theta.items():
-        pair = speeds_of(other, key) if other[2] == key[2] else None
-        if pair is not None:
-            relatives.append(adapt.by_proportion(theta, *pair, host=key[1].split("/")[1] == "cpu"))
+def unprobed(fitted: Fitted, train: list[Measured], key: Key) -> Array:
+    """As `edgeopt.devices.predict` does for a device without rows; without a profile, the group's mean."""
+    device, engine, threads, _ = key
+    profile = next((profile for profile in catalogue.profiles() if device in profile.measured_as), None)
+    unit, precision = engine.split("/")[1:]
+    if profile is None or precision not in BYTES:
+        return fitted.mean
+    others = [
+        Configuration(
+            device=m.key[0], engine=m.key[1], threads=m.key[2], campaign=m.key[3], rows=len(m.rows),
+            theta=tuple(fitted.theta[m.key]), own=(),
+        )
+        for m in train
+        if m.key[0] not in profile.measured_as
+    ]  # fmt: skip
+    wanted = Configuration(device=device, engine=engine, threads=threads, campaign="", rows=0, theta=(), own=())
+    count = threads_of(wanted) if unit == "cpu" else None
+    exponent = thread_exponent(train, fitted)
+    relatives = relative_rates(profile, others, exponent, count, unit, precision)  # type: ignore[arg-type]
     return adapt.transferred(fitted.mean, relatives)
 
 
@@ -145,11 +159,24 @@ def spread(outcomes: list[Outcome]) -> float:
     return float(ratios[min(len(ratios) - 1, int(np.ceil(0.9 * (len(ratios) + 1))) - 1)])
 
 
+def spread_of_devices(outcomes: list[Outcome]) -> float:
+    """The same where whole devices are what varies: the 90 % quantile over devices of each device's own.
+
+    Rows of one device err together, so that many rows of few devices say less than their number.
+    """
+    by_device: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        by_device[outcome.row.device, outcome.row.engine].append(outcome)
+    limits = sorted(spread(listed) for listed in by_device.values())
+    return limits[math.ceil(0.9 * len(limits)) - 1]
+
+
 FEWEST_FOR_SPREAD = 30  # a group with fewer outcomes takes the spread of all groups
 
 
-def coverage(outcomes: list[Outcome]) -> dict[str, bool]:
+def coverage(outcomes: list[Outcome], *, by_device: bool = False) -> dict[str, bool]:
     """Row → whether its 90 % interval held it. Each fold's spread comes from the other folds of its group."""
+    width = spread_of_devices if by_device else spread
     inside: dict[str, bool] = {}
     by_group: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
@@ -161,7 +188,7 @@ def coverage(outcomes: list[Outcome]) -> dict[str, bool]:
                 others = [outcome for outcome in outcomes if outcome.fold != fold]
             if not others:
                 continue
-            limit = spread(others)
+            limit = width(others)
             for outcome in members:
                 if outcome.fold == fold:
                     inside[outcome.row.id] = abs(outcome.error) <= limit * outcome.scale

@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.latency import fitting
 from benchmarks.latency.fitting import Fitted, Measured, Split
-from benchmarks.latency.heldout import FEWEST_FOR_SPREAD, Outcome, error_pct, spread
+from benchmarks.latency.heldout import FEWEST_FOR_SPREAD, Outcome, error_pct, spread, spread_of_devices
 from benchmarks.latency.rows import Row
+from edgeopt.devices import catalogue
 from edgeopt.devices.kernels import QUANTITIES
 from edgeopt.devices.packs import Configuration, HeldOut, Pack, Regime
 
@@ -24,34 +24,17 @@ def _rounded(values: Iterable[float], digits: int = 4) -> tuple[float, ...]:
     return tuple(round(float(value), digits) for value in values)
 
 
-def thread_exponent(configurations: Iterable[Measured], fitted: Fitted) -> float:
-    """Latency goes with threads to this power: the slope within devices, over their thread counts."""
-    by_device: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for m in configurations:
-        device, engine, threads, _ = m.key
-        if threads.isdigit():
-            level = float((fitted.theta[m.key] - fitted.mean).mean())
-            by_device[device, engine][int(threads)].append(level)
-    along, levels = [], []
-    for counts in by_device.values():
-        usual = {count: level for count, level in counts.items() if count <= 8}
-        if len(usual) > 1:
-            x = np.log(sorted(usual))
-            y = np.array([np.mean(usual[count]) for count in sorted(usual)])
-            along += list(x - x.mean())
-            levels += list(y - y.mean())
-    if not along:
-        return -0.7  # no device of the group was measured with several counts: that of ncnn on CPUs
-    return float(np.dot(along, levels) / np.dot(along, along))
-
-
 def pack(group: str, configurations: list[Measured], fitted: Fitted, outcomes: Mapping[str, list[Outcome]]) -> Pack:
     held: dict[Regime, HeldOut] = {}
-    for regime, listed in outcomes.items():
+    profiled = {name for profile in catalogue.profiles() for name in profile.measured_as}
+    for regime, all_of_them in outcomes.items():
+        listed = all_of_them
+        if regime == "devices_0":  # only a device with a profile can be asked for
+            listed = [outcome for outcome in listed if outcome.row.device in profiled]
         mine = [outcome for outcome in listed if outcome.group == group]
         if listed:
-            judged = mine if len(mine) >= FEWEST_FOR_SPREAD else listed
-            held[regime] = _held(judged)  # type: ignore[index]
+            width = spread_of_devices if regime == "devices_0" else spread
+            held[regime] = _held(mine if len(mine) >= FEWEST_FOR_SPREAD else listed, width)  # type: ignore[index]
     by_engine: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes.get("families", []):
         if outcome.group == group:
@@ -63,7 +46,7 @@ def pack(group: str, configurations: list[Measured], fitted: Fitted, outcomes: M
         mean=_rounded(fitted.mean),
         covariance=tuple(_rounded(line, 5) for line in fitted.covariance),
         noise=round(fitted.noise, 6),
-        thread_exponent=round(thread_exponent(configurations, fitted), 3),
+        thread_exponent=round(fitting.thread_exponent(configurations, fitted), 3),
         models=tuple(fitted.models),
         composition=tuple(_rounded(line) for line in fitted.composition),
         weights=_rounded(fitted.weights),
@@ -88,11 +71,11 @@ def pack(group: str, configurations: list[Measured], fitted: Fitted, outcomes: M
     )
 
 
-def _held(outcomes: list[Outcome]) -> HeldOut:
+def _held(outcomes: list[Outcome], width: Callable[[list[Outcome]], float] = spread) -> HeldOut:
     return HeldOut(
         rows=len(outcomes),
         error_pct=round(error_pct([outcome.error for outcome in outcomes]), 1),
-        spread=round(spread(outcomes), 3),
+        spread=round(width(outcomes), 3),
     )
 
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from pydantic import ConfigDict, ValidationError
 from ruamel.yaml import YAML
 
-from edgeopt.devices import adapt, packs, rates
+from edgeopt.devices import adapt, rates
 from edgeopt.devices.engines import fusion_of
 from edgeopt.devices.kernels import FUSION, fuse, matrix
 from edgeopt.devices.predict import Basis, find_basis, predict_operations
@@ -183,6 +183,3 @@ def save(profile: DeviceProfile, path: Path) -> None:
     yaml.width = 110
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(profile.model_dump(mode="json"), file)
-
-
-__all__ = ["Change", "MeasuredLatency", "Probe", "fit", "packs", "read_results", "save"]

@@ -34,7 +34,8 @@ class HeldOut(Frozen):
     error_pct: float
     """Median absolute percentage error."""
     spread: float
-    """Multiple of a row's own scale that covers 90 % of the held-out log errors."""
+    """Multiple of a row's own scale that covers 90 % of the held-out log errors; with ``devices_0`` that scale is 1,
+    for what is not known of a device has nothing to do with the model."""
 
 
 class Configuration(Frozen):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -162,7 +162,8 @@ def predict_operations(
             hint="Measure it on the device: edgeopt bench MODEL --on ssh://user@host.",
         )
     judged = basis.group.pack.held_out.get(basis.regime)
-    width = float(np.exp((judged.spread if judged else 3.0) * scale[0]))
+    own_scale = 1.0 if basis.regime == "devices_0" else float(scale[0])
+    width = float(np.exp((judged.spread if judged else 3.0) * own_scale))
     has_mb = device.memory_gb.value * 1e3 if device.memory_gb else None
     return Prediction(
         device=device.id,
@@ -259,7 +260,7 @@ def find_basis(
         for c in group.pack.configurations
         if c.engine == engine and c.device in device.measured_as
     ]
-    exact = [(group, c) for group, c in own if not cpu or _threads(c) == wanted]
+    exact = [(group, c) for group, c in own if not cpu or threads_of(c) == wanted]
     if exact:
         group, chosen = max(exact, key=lambda pair: _preference(pair[1], device))
         rows = sum(c.rows for _, c in exact if c.device == chosen.device and c.engine == chosen.engine)
@@ -272,7 +273,9 @@ def find_basis(
             f"nothing was measured with {support.runtime} on a {support.unit} in {precision}, on no device",
             hint="Measure it on the device: edgeopt bench MODEL --on ssh://user@host.",
         )
-    relatives = _relatives(device, pooled, wanted, support.unit, precision)
+    relatives = relative_rates(
+        device, pooled.pack.configurations, pooled.pack.thread_exponent, wanted, support.unit, precision
+    )
     theta = adapt.transferred(pooled.mean, relatives)
     warnings = () if relatives else ("no relative of this device was measured; the rates are those of all devices",)
     return Basis(pooled, engine, theta, None, 0, wanted, warnings)
@@ -283,7 +286,7 @@ def nearest_engine(support: RuntimeSupport, precision: Precision) -> str:
     return f"{'tflite' if support.unit == 'cpu' else support.runtime}/{support.unit}/{precision}"
 
 
-def _threads(configuration: Configuration) -> int | None:
+def threads_of(configuration: Configuration) -> int | None:
     """None where it is not known; TFLite submissions that do not say run as with one thread."""
     text = configuration.threads.split(" ")[0]
     if text.isdigit():
@@ -296,10 +299,15 @@ def _preference(configuration: Configuration, device: DeviceProfile) -> tuple[in
     return -device.measured_as.index(configuration.device), configuration.rows, configuration.campaign
 
 
-def _relatives(
-    device: DeviceProfile, group: Group, threads: int | None, unit: ComputeUnit, precision: Precision
+def relative_rates(
+    device: DeviceProfile,
+    configurations: Sequence[Configuration],
+    thread_exponent: float,
+    threads: int | None,
+    unit: ComputeUnit,
+    precision: Precision,
 ) -> list[Array]:
-    """Rates of measured devices, brought to this one's speed and to the wanted threads.
+    """Rates of measured devices of a group, brought to this one's speed and to the wanted threads.
 
     The device's own rows with other threads or precisions come first, then the nearest relative that was measured,
     then all that have a profile.
@@ -307,16 +315,16 @@ def _relatives(
     owners = {name: profile for profile in catalogue.profiles() for name in profile.measured_as}
     known: list[Configuration] = []
     for names in (device.measured_as, *((name,) for name in device.relatives), tuple(owners)):
-        known = known or [c for c in group.pack.configurations if c.device in names]
+        known = known or [c for c in configurations if c.device in names]
     found = []
     for name in dict.fromkeys(c.device for c in known):
         mine = [c for c in known if c.device == name]
-        counts = {count for c in mine if (count := _threads(c)) is not None}
+        counts = {count for c in mine if (count := threads_of(c)) is not None}
         shift = 0.0
         if threads is not None and counts:
             used = adapt.nearest_threads(counts, threads)
-            mine = [c for c in mine if _threads(c) == used]
-            shift = adapt.by_threads(group.pack.thread_exponent, threads, used)
+            mine = [c for c in mine if threads_of(c) == used]
+            shift = adapt.by_threads(thread_exponent, threads, used)
         chosen = max(mine, key=lambda c: (c.engine.endswith(precision), c.rows))
         theta = np.array(chosen.theta) + shift
         owner, measured_in = owners.get(name), chosen.engine.split("/")[2]
