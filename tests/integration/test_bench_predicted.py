@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -10,11 +11,13 @@ import pytest
 
 from edgeopt.bench import conditions
 from edgeopt.bench.predicted import result_of
-from edgeopt.bench.results import BenchDocument, LatencyMs
+from edgeopt.bench.results import BenchDocument, BenchResult, LatencyMs
 from edgeopt.cli import run
 from edgeopt.cli.bench import _is_here
 from edgeopt.devices.catalogue import find
 from edgeopt.devices.prediction import KernelCost, Prediction, RestsOn
+from edgeopt.errors import DeviceUnreachable, ModelError, UsageError
+from edgeopt.pipeline.benchmark import PredictJob, graph_of, predict_all
 from edgeopt.report.latency import as_text, failures_of
 from tests import tiny
 
@@ -122,34 +125,55 @@ def test_on_the_board_that_is_named_it_is_measured(monkeypatch, board, here, els
     assert not _is_here(find(elsewhere).profile)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (["--device", "raspbery-pi-5"], 2, "Did you mean 'raspberry-pi-5'?"),
-        (["--device", "raspberry-pi-5", "--runtime", "tensorrt"], 2, "does not run tensorrt"),
-        (["--device", "raspberry-pi-5", "--batch", "4"], 2, "--batch is for measuring"),
-        (["--device", "raspberry-pi-5", "--fps", "1e9"], 1, ""),
-    ],
-)
-def test_what_is_refused(model, capsys, arguments, code, said):
-    assert run(["bench", str(model), *arguments]) == code
-    assert said in capsys.readouterr().err
+def predicted(model: Path, device: str = "raspberry-pi-5", **changes) -> tuple[BenchResult, ...]:
+    """In this process: starting a worker costs more than all of it."""
+    job = PredictJob((model,), (find(device).profile,), None, None, None, None, {}, trust=False)
+    return predict_all(replace(job, **changes)).results
 
 
-def test_open_sizes_are_asked_for(tmp_path, capsys):
+def test_what_the_device_lacks(model, capsys):
+    with pytest.raises(UsageError, match="does not run tensorrt"):
+        predicted(model, runtime="tensorrt")
+    with pytest.raises(UsageError, match="no hardware profile") as caught:
+        predicted(model, "raspbery-pi-5")
+    assert "Did you mean 'raspberry-pi-5'?" in str(caught.value.hint)
+    assert run(["bench", str(model), "--device", "raspberry-pi-5", "--batch", "4"]) == 2
+    assert "--batch is for measuring" in capsys.readouterr().err
+
+
+def test_open_sizes_are_asked_for(tmp_path):
     model = tiny.save_model(tmp_path / "model.onnx", shape="1,3,H,W")
-    assert run(["bench", str(model), "--device", "raspberry-pi-5"]) == 2
-    assert "--input" in capsys.readouterr().err
-    assert run(["bench", str(model), "--device", "raspberry-pi-5", "--input", "image=1,3,12,12"]) == 0
+    with pytest.raises(ModelError) as caught:
+        predicted(model)
+    assert "--input" in str(caught.value.hint)
+    assert predicted(model, inputs={"image": (1, 3, 12, 12)})
 
 
-def test_a_tflite_file_has_no_graph(tmp_path, capsys):
+def test_a_tflite_file_has_no_graph(tmp_path):
     (tmp_path / "model.tflite").write_bytes(b"TFL3")
-    assert run(["bench", str(tmp_path / "model.tflite"), "--device", "raspberry-pi-5"]) == 2
-    assert "a prediction needs the model's graph" in capsys.readouterr().err
+    with pytest.raises(ModelError, match="a prediction needs the model's graph"):
+        predicted(tmp_path / "model.tflite")
 
 
-def test_below_coverage_there_is_no_answer(tmp_path, capsys):
+def test_a_file_with_integers_that_are_moved_has_its_float_graph(model, tmp_path):
+    """As edgeopt writes ONNX: bytes are padded between QuantizeLinear and DequantizeLinear."""
+    text = """
+        <ir_version: 10, opset_import: ["" : 20]>
+        net (float[1,3,12,12] x) => (float[1,3,14,14] y)
+        <float s = {0.1}, int8 z = {0}, int64[8] pads = {0,0,1,1,0,0,1,1}> {
+            q = QuantizeLinear (x, s, z)
+            p = Pad (q, pads, z)
+            d = DequantizeLinear (p, s, z)
+            y = Relu (d)
+        }
+    """
+    ir.save(ir.from_onnx_text(text), tmp_path / "model.onnx")
+    graph = graph_of(tmp_path / "model.onnx", {}, trust=False).model.graph
+    assert [node.op_type for node in graph] == ["Pad", "Relu"]
+    assert all(value.dtype == ir.DataType.FLOAT for node in graph for value in node.outputs)
+
+
+def test_below_coverage_there_is_no_answer(tmp_path):
     """A model of operators that nobody measured."""
     steps = "\n".join(f"e{i} = Atan (e{i - 1})" for i in range(1, 30))
     text = f"""
@@ -157,10 +181,10 @@ def test_below_coverage_there_is_no_answer(tmp_path, capsys):
         net (float[1,64,64,64] e0) => (float[1,64,64,64] e29) {{ {steps} }}
     """
     ir.save(ir.from_onnx_text(text), tmp_path / "model.onnx")
-    assert run(["bench", str(tmp_path / "model.onnx"), "--device", "raspberry-pi-5", "--json"]) == 3
-    failed = json.loads(capsys.readouterr().out)
-    assert "Atan" in failed["what"]
-    assert "--on ssh://" in failed["hint"]
+    with pytest.raises(DeviceUnreachable, match="Atan") as caught:
+        predicted(tmp_path / "model.onnx")
+    assert caught.value.exit_code == 3
+    assert "--on ssh://" in str(caught.value.hint)
 
 
 @pytest.fixture
