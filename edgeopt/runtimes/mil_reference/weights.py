@@ -100,6 +100,8 @@ class WeightFile:
             data = path.read_bytes()
         except OSError as error:
             raise ValueError(f"{path}: the weight file cannot be read: {error.strerror or error}") from error
+        except ValueError as error:  # a damaged name with a zero byte in it
+            raise ValueError(f"{path!r}: the weight file cannot be read: {error}") from error
         if len(data) < HEADER.size:
             raise ValueError(f"{path}: cut short: {len(data)} bytes, the header alone has {HEADER.size}")
         _, version = HEADER.unpack_from(data)
