@@ -1,0 +1,29 @@
+"""Opening a module for a training pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeopt.frontends.torch_loading import Loaded
+from edgeopt.training.base import Work, read_module
+from edgeopt.training.data import TrainingSet
+
+
+def open_work(
+    request: Mapping[str, Any], data: Callable[[], TrainingSet] | None, *, folder: Path, identity: str, seed: int
+) -> Work:
+    """Load the module and what earlier passes made of it.
+
+    Args:
+        request: of ``frontends.torch.module_request``.
+        data: reads the training data; None if the recipe names none.
+        folder: of checkpoints.
+        identity: of all that the result depends on.
+        seed: of every draw.
+    """
+    structure, masks = {}, {}
+    if request.get("trained"):
+        _, structure, masks, _ = read_module(Path(request["trained"]))
+    return Work(Loaded(dict(request)), request, structure, masks, data, folder, identity, seed)
