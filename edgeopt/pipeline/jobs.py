@@ -49,6 +49,7 @@ from edgeopt.targets.base import Target
 from edgeopt.targets.registry import all_constraints
 from edgeopt.training.base import TrainingPass, TrainingRecord, write_module
 from edgeopt.training.data import TrainingSet
+from edgeopt.training.qat import TrainingContext
 from edgeopt.training.read_data import digest_of_callable, from_callable, in_memory
 from edgeopt.training.work import open_work
 from edgeopt.types import Artifact, Effort, Frozen, Preprocess, Signature, TensorSpec
@@ -161,15 +162,8 @@ def train_module(job: TrainingJob) -> None:
 
 def training_data(inputs: Inputs, model: ModelSource) -> TrainingSet:
     """Read, or opened, as the model takes it."""
-    source = inputs.training
-    assert source is not None
-    if source.callable is not None:
-        return from_callable(source.callable, inputs.root, list(model.inputs), source.limit)
     specs = tuple(TensorSpec(name=name, dtype="float32", shape=(1, *sizes[1:])) for name, sizes in model.inputs.items())
-    samples = inputs.open("training", Signature(inputs=specs, outputs=()))
-    assert samples is not None
-    with _step("read training data"):
-        return in_memory(samples)
+    return graph_training_data(inputs, Signature(inputs=specs, outputs=()))
 
 
 # --- import
@@ -272,12 +266,17 @@ def load_source(model: ModelSource, root: Path, *, trust: bool, trained: Path | 
 
 @dataclass(frozen=True)
 class PassesJob:
+    """``unfinished`` is where a pass that trains keeps its checkpoints, ``key`` the step's."""
+
     imported: Path
+    model: ModelSource
     passes: tuple[Pass, ...]
     inputs: Inputs
     effort: Effort
     threads: int
     seed: int
+    unfinished: Path
+    key: str
     out: Path
 
 
@@ -300,8 +299,16 @@ def run_passes(job: PassesJob) -> None:
         warnings = scale_warning(model, Few(calibration, 8), imported.calibration.stats, other, job.threads)
     graph = QuantizedGraph(model)
     with TemporaryDirectory(dir=job.out) as scratch:
-        context = Context(
+        source = job.model
+        context = TrainingContext(
             scratch=Path(scratch),
+            training=None if job.inputs.training is None else lambda: graph_training_data(job.inputs, signature),
+            request=None
+            if source.factory is None
+            else module_request(source.factory, source.weights, source.inputs, root=job.inputs.root),
+            root=job.inputs.root,
+            checkpoints=job.unfinished,
+            identity=job.key,
             calibration=calibration,
             constraints=all_constraints(),
             effort=job.effort,
@@ -337,6 +344,18 @@ def run_passes(job: PassesJob) -> None:
             warnings=(*warnings, *graph.warnings),
         ),
     )
+
+
+def graph_training_data(inputs: Inputs, signature: Signature) -> TrainingSet:
+    """Training data for a graph's inputs."""
+    source = inputs.training
+    assert source is not None
+    if source.callable is not None:
+        return from_callable(source.callable, inputs.root, [spec.name for spec in signature.inputs], source.limit)
+    samples = inputs.open("training", signature)
+    assert samples is not None
+    with _step("read training data"):
+        return in_memory(samples)
 
 
 def _seen(checked: Checked | None, samples: LabelledSamples | None) -> SeenData | None:

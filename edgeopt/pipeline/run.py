@@ -151,7 +151,16 @@ class _Run:
             "run_passes",
             PASSES_LIMIT_S,
             lambda out: jobs.PassesJob(
-                imported, recipe.graph_passes(), self._inputs, recipe.effort, THREADS, recipe.seed, out
+                imported,
+                recipe.model,
+                recipe.graph_passes(),
+                self._inputs,
+                recipe.effort,
+                THREADS,
+                recipe.seed,
+                self._store.unfinished("passes", plan.passes_key),
+                plan.passes_key,
+                out,
             ),
         )
         built = self._build_targets(plan, imported, passed)

@@ -13,7 +13,8 @@ from edgeopt.passes.registry import PASSES
 from edgeopt.targets.base import Target
 from edgeopt.targets.registry import TARGETS
 from edgeopt.training.base import TrainingPass
-from edgeopt.training.registry import TRAINING_PASSES
+from edgeopt.training.qat import Qat
+from edgeopt.training.registry import TRAINED_GRAPH_PASSES, TRAINING_PASSES
 from edgeopt.types import Effort, Frozen, Preprocess
 
 VERSION = 1
@@ -136,7 +137,7 @@ if TYPE_CHECKING:
     AnyPass = Pass | TrainingPass
     Targets = BaseModel
 else:
-    _union = Union[(*TRAINING_PASSES, *PASSES)]
+    _union = Union[(*TRAINING_PASSES, *PASSES, *TRAINED_GRAPH_PASSES)]
     AnyPass = Annotated[_union, Field(discriminator="use")]
     Targets = create_model(
         "Targets",
@@ -188,6 +189,10 @@ class Recipe(Frozen):
     def _training_first(self) -> Recipe:
         graph_passes = 0
         for step in self.passes:
+            if isinstance(step, Qat) and not graph_passes:
+                raise ValueError("'qat' starts from what 'quantize' found: put {use: quantize} in front of it")
+            if isinstance(step, Qat) and self.data.training is None:
+                raise ValueError("'qat' needs training data: name it under data.training")
             if not isinstance(step, TrainingPass):
                 graph_passes += 1
                 continue

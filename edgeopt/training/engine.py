@@ -118,6 +118,8 @@ class _Engine:
         self._device = torch.device(device)
         self._rank, self._world = _rank()
         torch.set_num_threads(settings.threads)
+        if settings.precision == "float32":
+            torch.backends.cudnn.allow_tf32 = False
         for part in (trainee, objective, data, *([held] if held is not None else [])):
             part.to(self._device)
         self._steps = max(1, len(data) // settings.batch)
@@ -135,6 +137,7 @@ class _Engine:
         settings, state = self._settings, self._state
         self._resume()
         total = settings.epochs * self._steps
+        self._trainee.after_step((state.epoch * self._steps + state.step) / max(total, 1))
         events.emit(events.Event("step", self._text, total=total))
         saved = time.monotonic()
         while state.epoch < settings.epochs and not state.stopped:
