@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import EdgeoptError
-from edgeopt.frontends.torch_structure import METADATA
 
-_JSON = METADATA
+_JSON = "edgeopt"
+"""As ``frontends.torch_structure.METADATA``: one kind of file. Not imported, so that training needs torch alone."""
 
 
 def save(path: Path, tensors: Mapping[str, Any], text: Mapping[str, Any]) -> None:

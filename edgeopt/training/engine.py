@@ -66,7 +66,7 @@ def fit(
     held: TrainingSet | None,
     settings: Training,
     *,
-    folder: Path,
+    folder: Path | None,
     seed: int,
     identity: str,
     text: str,
@@ -79,7 +79,7 @@ def fit(
         data: to train on.
         held: to judge every epoch by, or None.
         settings: of the training.
-        folder: of the checkpoint and ``metrics.jsonl``; what is there is gone on with.
+        folder: of the checkpoint and ``metrics.jsonl``; what is there is gone on with. None: neither.
         seed: of every draw.
         identity: of all that the result depends on; a checkpoint of another training is refused.
         text: what is shown while it runs.
@@ -104,7 +104,7 @@ class _Engine:
         data: TrainingSet,
         held: TrainingSet | None,
         settings: Training,
-        folder: Path,
+        folder: Path | None,
         seed: int,
         identity: str,
         text: str,
@@ -185,7 +185,7 @@ class _Engine:
 
             torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         if self._device.type == "cpu" or step % LOOK_EVERY == 0 or step + 1 == self._steps:
-            self._check(float(loss.total), feed, step)
+            self._check(float(loss.total.detach()), feed, step)
         self._optimizer.step()
         self._trainee.after_step((state.epoch * self._steps + step + 1) / (settings.epochs * self._steps))
         self._average_weights(state.epoch * self._steps + step)
@@ -306,7 +306,7 @@ class _Engine:
         line["seconds"] = round(seconds, 3)
         state.history.append(line)
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
-        if self._rank == 0:
+        if self._rank == 0 and self._folder is not None:
             lines = "".join(json.dumps(one) + "\n" for one in state.history)
             draft = self._folder / (METRICS + ".part")
             draft.write_text(lines, encoding="utf-8")
@@ -346,7 +346,7 @@ class _Engine:
     # --- checkpoints
 
     def _save(self) -> None:
-        if self._rank:
+        if self._rank or self._folder is None:
             return
         state = self._state
         tensors = {f"model/{name}": value for name, value in self._trainee.state().items()}
@@ -365,8 +365,8 @@ class _Engine:
     def _resume(self) -> None:
         import torch
 
-        path = self._folder / CHECKPOINT
-        if not path.is_file():
+        path = None if self._folder is None else self._folder / CHECKPOINT
+        if path is None or not path.is_file():
             return
         tensors, text = checkpoint.load(path)
         if text["identity"] != self._identity:

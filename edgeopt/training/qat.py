@@ -82,13 +82,9 @@ class Qat(Pass, Training):
             folder=(context.checkpoints or context.scratch) / "qat",
             identity=context.identity,
             seed=context.seed,
-            text="qat",
+            text="qat: train",
         )
-        trained = module.trained()
-        model = graph.model
-        for name, array in trained.constants.items():
-            value = model.graph.initializers[name]
-            value.const_value = ir.tensor(np.array(array, order="C"), name=name)
+        trained = with_trained(graph, module.trained())
         last = history[-1]
         line = Kept(
             what=f"quantization-aware training, {len(history)} epochs",
@@ -97,7 +93,7 @@ class Qat(Pass, Training):
             why=f"asked for; loss {history[0]['loss']:.4g} in the first epoch, {last['loss']:.4g} in the last",
             details={"epochs": history},
         )
-        return replace(graph, quantization=_table(table, trained), record=(*graph.record, line))
+        return replace(trained, record=(*graph.record, line))
 
     def _teacher(self, distill: Distillation, model: ir.Model, context: TrainingContext) -> Trainee:
         if context.request is not None or distill.teacher is not None:
@@ -106,6 +102,14 @@ class Qat(Pass, Training):
         for parameter in teacher.named_parameters().values():
             parameter.requires_grad_(False)
         return teacher
+
+
+def with_trained(graph: QuantizedGraph, trained: Trained) -> QuantizedGraph:
+    """The graph, changed in place, with the weights that were trained, and the table with what was learnt."""
+    assert graph.quantization is not None
+    for name, array in trained.constants.items():
+        graph.model.graph.initializers[name].const_value = ir.tensor(np.array(array, order="C"), name=name)
+    return replace(graph, quantization=_table(graph.quantization, trained))
 
 
 def _table(table: Quantization, trained: Trained) -> Quantization:
