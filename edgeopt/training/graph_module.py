@@ -76,7 +76,8 @@ class GraphModule:
             self._owner.update(dict.fromkeys(group, key))
         self._scales = {name: torch.from_numpy(np.array(scale)) for name, scale in program.scales.items()}
         self._one_by_one = self._mixes()
-        self.exposed: dict[str, Any] | None = None
+        self._exposed: dict[str, Any] | None = None
+        self._instead: Mapping[str, Any] = {}
 
     def _grouped(self) -> set[str]:
         return {name for group in self._program.groups for name in group}
@@ -114,8 +115,13 @@ class GraphModule:
 
         if not self._one_by_one:
             return self._run(feed)
-        count = len(next(iter(feed.values())))
-        results = [self._run({name: value[at : at + 1] for name, value in feed.items()}) for at in range(count)]
+        # A graph that was exported for six rows takes six rows at a time.
+        rows = {name: (self._program.shapes[name] or (1,))[0] for name in feed}
+        count = min(len(value) // rows[name] for name, value in feed.items())
+        results = [
+            self._run({name: value[at * rows[name] : (at + 1) * rows[name]] for name, value in feed.items()})
+            for at in range(count)
+        ]
         return {name: torch.cat([result[name] for result in results]) for name in self.outputs}
 
     def named_parameters(self) -> Mapping[str, Any]:
@@ -174,13 +180,17 @@ class GraphModule:
     # --- running
 
     @contextmanager
-    def exposing(self) -> Iterator[dict[str, Any]]:
-        """Every tensor that is computed, by name, as long as the ``with`` lasts: rounded where it has a grid."""
-        self.exposed = {}
+    def exposing(self, instead: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        """Every tensor that is computed, by name, as long as the ``with`` lasts: rounded where it has a grid.
+
+        Args:
+            instead: tensors by name that what follows reads in place of what was computed.
+        """
+        self._exposed, self._instead = {}, instead or {}
         try:
-            yield self.exposed
+            yield self._exposed
         finally:
-            self.exposed = None
+            self._exposed, self._instead = None, {}
 
     def scale(self, name: str) -> Any:
         """Of an activation, as it is now."""
@@ -208,8 +218,9 @@ class GraphModule:
             for index, name in enumerate(op.outputs):
                 made = result[index] if isinstance(result, tuple | list) else result
                 values[name] = self._round(name, made) if index in op.rounded else made
-        if self.exposed is not None:
-            self.exposed.update(values)
+                if self._exposed is not None:
+                    self._exposed[name] = values[name]
+                    values[name] = self._instead.get(name, values[name])
         return {name: values[name] for name in self.outputs}
 
     def _round(self, name: str, value: Any) -> Any:
