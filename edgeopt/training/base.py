@@ -247,7 +247,7 @@ def _objective(
                 hint="Learn from outputs here: features: none.",
             )
         features = Features(model, teacher, distill.features, example)
-    custom = load_function(settings.loss, root) if settings.loss is not None else None
+    custom: Any = load_function(settings.loss, root) if settings.loss is not None else None
     return Objective(settings, outputs, counts, teacher, custom, features)
 
 

@@ -106,8 +106,8 @@ class Graph:
             count = _outputs(inner)
             together = max([1, *(_groups(dep.target.module) for dep, _ in group)])
             stride = count // together
-            few = random.choice(stride, max(1, stride // 4), replace=False) if stride > 1 else []
-            members = Channels(name, count, stride, np.ones(stride)).members([int(at) for at in few])
+            few = [int(at) for at in random.choice(stride, max(1, stride // 4), replace=False)] if stride > 1 else []
+            members = Channels(name, count, stride, np.ones(stride)).members(few)
             if count % together or stride < 2 or not self._keeps_the_function(name, members):
                 why = "cutting channels here would not keep the others' function"
                 self.left_alone += [LeftAlone(layer, why) for layer in dict.fromkeys(written)]
@@ -145,7 +145,7 @@ class Graph:
 
     def params_without(self, chosen: Mapping[str, Sequence[int]]) -> int:
         """Parameters that would be left."""
-        total = sum(parameter.numel() for parameter in self._model.module.parameters())
+        total: int = sum(parameter.numel() for parameter in self._model.module.parameters())
         sizes = self.sizes(chosen)
         for name, (inputs, outputs) in sizes.items():
             inner = self._modules[name]
@@ -171,7 +171,8 @@ class Graph:
         return bool(self._graph.is_out_channel_pruning_fn(dep.handler))
 
     def _name(self, dep: Any) -> str:
-        return self._names.get(dep.target.module, "")
+        name: str = self._names.get(dep.target.module, "")
+        return name
 
     def _is_layer(self, inner: Any) -> bool:
         import torch
@@ -201,9 +202,12 @@ class Graph:
                 with torch.no_grad():
                     for dep, numbers in self._group(root, channels):
                         inner = dep.target.module
-                        if self._is_layer(inner) and not self._writes(dep) and _groups(inner) == 1:
+                        if self._is_layer(inner) and not self._writes(dep):
                             axis = 0 if getattr(inner, "transposed", False) else 1
-                            inner.weight.index_fill_(axis, torch.tensor(sorted(set(numbers))), 0.0)
+                            # A grouped convolution's weight counts the channels of each group from 0.
+                            size = inner.weight.shape[axis]
+                            read = sorted({number % size for number in numbers})
+                            inner.weight.index_fill_(axis, torch.tensor(read), 0.0)
                     expected = self._model(self._example)
                     self.cut(root, channels)
                     made = self._model(self._example)
@@ -218,25 +222,36 @@ class Graph:
 
     @contextmanager
     def _restored(self) -> Iterator[None]:
+        """Everything that a cut changes is put back: the module's parts, and what the graph notes of concatenations."""
         kept = []
         for inner in self._modules.values():
-            attributes = {
-                key: value for key, value in vars(inner).items() if key not in ("_parameters", "_buffers", "_modules")
-            }
+            attributes = {key: value for key, value in vars(inner).items() if key not in _STORES}
             # Weights are set to zero and cut in place: copies go back.
             parameters = {key: (value, _copied(value)) for key, value in inner._parameters.items()}
             buffers = {key: (value, _copied(value)) for key, value in inner._buffers.items()}
-            kept.append((inner, copy.copy(attributes), parameters, buffers))
+            kept.append((inner, attributes, parameters, buffers))
+        noted = [
+            (one, {key: copy.deepcopy(value) for key, value in vars(one).items() if isinstance(value, list | int)})
+            for one in self._graph.module2node
+            if one not in self._names and not hasattr(one, "grad_fn")
+        ]
         try:
             yield
         finally:
             for inner, attributes, parameters, buffers in kept:
-                vars(inner).update(attributes)
+                for key, value in attributes.items():
+                    setattr(inner, key, value)
                 for store, tensors in ((inner._parameters, parameters), (inner._buffers, buffers)):
                     for key, (tensor, content) in tensors.items():
                         if tensor is not None:
                             tensor.data = content
                         store[key] = tensor
+            for one, notes in noted:
+                for key, value in notes.items():
+                    setattr(one, key, value)
+
+
+_STORES = ("_parameters", "_buffers", "_modules")
 
 
 def _copied(value: Any) -> Any:

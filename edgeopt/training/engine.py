@@ -120,8 +120,11 @@ class _Engine:
         torch.set_num_threads(settings.threads)
         if settings.precision == "float32":
             torch.backends.cudnn.allow_tf32 = False
-        for part in (trainee, objective, data, *([held] if held is not None else [])):
-            part.to(self._device)
+        trainee.to(self._device)
+        objective.to(self._device)
+        for part in (data, held):
+            if part is not None:
+                part.to(self._device)
         self._steps = max(1, len(data) // settings.batch)
         self._groups = _parameter_groups(trainee, objective, settings)
         self._names = [name for group in self._groups for name in group["names"]]

@@ -96,7 +96,16 @@ class Program:
             text = json.loads(stored["json"].tobytes())
             arrays = {name: stored[name] for name in stored.files if name != "json"}
         ops = tuple(
-            Op(**{key: tuple(value) if isinstance(value, list) else value for key, value in op.items()})
+            Op(
+                op["kind"],
+                op["name"],
+                tuple(op["inputs"]),
+                tuple(op["outputs"]),
+                op["attributes"],
+                tuple(op["through"]),
+                tuple(op["rounded"]),
+                op["scheme"],
+            )
             for op in text["ops"]
         )
         return cls(
@@ -121,6 +130,7 @@ def read_program(model: ir.Model, table: Quantization | None, equal_scales: froz
         table: its scales and integers; None: float.
         equal_scales: operators, besides movers, whose inputs and outputs share one grid.
     """
+    from edgeopt.graph.model import shape
     from edgeopt.graph.placement import WEIGHTED, activation_inputs
     from edgeopt.graph.quantization import Quantization
 
@@ -132,7 +142,7 @@ def read_program(model: ir.Model, table: Quantization | None, equal_scales: froz
     ops, shapes = [], dict[str, tuple[int, ...]]()
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     for value in values:
-        shapes[value.name or ""] = tuple(int(size) for size in (value.shape or ()))
+        shapes[value.name or ""] = shape(value)
     for node in model.graph:
         scheme = table.scheme(node)
         through, rounded = [], []

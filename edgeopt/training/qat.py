@@ -12,6 +12,7 @@ import onnx_ir as ir
 from pydantic import Field
 
 from edgeopt.errors import EdgeoptError, UsageError
+from edgeopt.graph.model import shape
 from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantizedTensor, QuantParams
 from edgeopt.passes.base import Context, Pass
 from edgeopt.training.base import load_teacher, no_data, train
@@ -136,7 +137,7 @@ def _table(table: Quantization, trained: Trained) -> Quantization:
 
 
 def _shapes(model: ir.Model) -> dict[str, list[int]]:
-    return {value.name or "": [int(size) for size in (value.shape or ())] for value in model.graph.inputs}
+    return {value.name or "": list(shape(value)) for value in model.graph.inputs}
 
 
 def _example(model: ir.Model) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.frontends.torch_loading import Loaded
+from edgeopt.frontends.torch_structure import Structure
 from edgeopt.training.base import Work, read_module
 from edgeopt.training.data import TrainingSet
 
@@ -23,7 +24,8 @@ def open_work(
         identity: of all that the result depends on.
         seed: of every draw.
     """
-    structure, masks = {}, {}
+    structure: Structure = {}
+    masks: dict[str, Any] = {}
     if request.get("trained"):
         _, structure, masks, _ = read_module(Path(request["trained"]))
     return Work(Loaded(dict(request)), request, structure, masks, data, folder, identity, seed)
