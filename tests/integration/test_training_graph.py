@@ -175,6 +175,13 @@ def test_ranges_can_stay(tmp_path):
     assert after.quantization.weights != before.quantization.weights
 
 
+def test_a_graph_without_a_module_teaches_itself(tmp_path):
+    """A model that came as ONNX: its float graph is the teacher."""
+    _, after = train(classifier, tmp_path, distill={"mix": 1.0})
+    (line,) = (kept for kept in after.record if "quantization-aware" in kept.what)
+    assert {"loss of teacher logits"} <= set(line.details["epochs"][0])
+
+
 def test_a_sparse_weight_stays_sparse(tmp_path):
     def sparse() -> ir.Model:
         model = classifier()
