@@ -45,7 +45,7 @@ def arms(epochs: int) -> dict[str, dict[str, Any]]:
     """Name → stage, start (a state in start.pt), teacher (a state, or an arm of an earlier stage), settings."""
     qat = max(1, round(epochs * QAT_SHARE))
     plain = {
-        "epochs": epochs, "batch": 512, "lr": 0.05, "optimizer": "sgd", "weight_decay": 5e-4, "warmup_epochs": 1.0,
+        "epochs": epochs, "batch": 512, "lr": 0.1, "optimizer": "sgd", "weight_decay": 5e-4, "warmup_epochs": 1.0,
         "augment": {"flip": True, "shift": 4}, "precision": "float32",
     }  # fmt: skip
     taught = {**plain, "distill": {"temperature": 4.0, "mix": 0.8}}

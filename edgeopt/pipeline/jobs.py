@@ -49,6 +49,8 @@ from edgeopt.targets.base import Target
 from edgeopt.targets.registry import all_constraints
 from edgeopt.training.base import TrainingPass, TrainingRecord, write_module
 from edgeopt.training.data import TrainingSet
+from edgeopt.training.distributed import launch
+from edgeopt.training.engine import is_first
 from edgeopt.training.qat import TrainingContext
 from edgeopt.training.read_data import digest_of_callable, from_callable, in_memory
 from edgeopt.training.work import open_work
@@ -148,6 +150,14 @@ class TrainingResult(Frozen):
 
 def train_module(job: TrainingJob) -> None:
     """The pass; leaves the module's weights and structure."""
+    if job.step.processes > 1:
+        launch(train_here, job, job.step.processes, job.unfinished / "processes")
+    else:
+        train_here(job)
+
+
+def train_here(job: TrainingJob) -> None:
+    """The pass in this process, which may be one of several."""
     model = job.model
     assert model.factory is not None
     before = None if job.before is None else job.before / MODULE
@@ -156,6 +166,8 @@ def train_module(job: TrainingJob) -> None:
     with _step(f"{getattr(job.step, 'use', 'train')}: load the module"):
         work = open_work(request, data, folder=job.unfinished, identity=job.key, seed=job.seed)
     record = job.step.run(work)
+    if not is_first():
+        return
     write_module(job.out / MODULE, work.model, work.changes())
     _write_result(job.out, TrainingResult(record=record))
 

@@ -151,6 +151,8 @@ class Work:
 
     def keep(self, name: str) -> None:
         """The module as it is, as a stage that need not be done again."""
+        if not engine.is_first():
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         write_module(self.folder / f"{name}.safetensors", self.model, self.changes(), self.identity)
 

@@ -290,7 +290,8 @@ class _Engine:
 
     def _end_epoch(self, seconds: float) -> None:
         state = self._state
-        sums = {name: float(value) for name, value in state.sums.items()}
+        self._share_buffers()
+        sums = _summed({name: float(value) for name, value in state.sums.items()}, self._world)
         samples = sums.pop("samples")
         line: dict[str, Any] = {"epoch": state.epoch + 1, "lr": self._optimizer.param_groups[0]["lr"]}
         if (right := sums.pop("right", None)) is not None:
@@ -314,6 +315,18 @@ class _Engine:
             draft = self._folder / (METRICS + ".part")
             draft.write_text(lines, encoding="utf-8")
             draft.replace(self._folder / METRICS)
+
+    def _share_buffers(self) -> None:
+        """BatchNorm's statistics are of each process's own share: all go on with the first one's."""
+        if self._world == 1:
+            return
+        import torch.distributed as dist
+
+        parameters = self._trainee.named_parameters()
+        for store in (self._trainee.state(), self._ema):
+            for name, value in store.items():
+                if name not in parameters:
+                    dist.broadcast(value, 0)
 
     def _result(self) -> Mapping[str, Any]:
         return self._ema or self._trainee.state()
@@ -467,6 +480,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return _rank()[0] == 0
+
+
 def _rank() -> tuple[int, int]:
     """This process's number and how many there are, as ``torchrun`` says; (0, 1) alone."""
     import torch.distributed as dist
@@ -474,6 +492,19 @@ def _rank() -> tuple[int, int]:
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def _summed(sums: dict[str, float], world: int) -> dict[str, float]:
+    """Over all processes."""
+    if world == 1:
+        return sums
+    import torch
+    import torch.distributed as dist
+
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    values = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(values)
+    return dict(zip(sums, values.tolist(), strict=True))
 
 
 def _average_gradients(parameters: Sequence[Any], world: int) -> None:

@@ -212,7 +212,7 @@ def _split(x: Inputs, a: Attributes, n: int) -> Any:
 
 def _gather(x: Inputs, a: Attributes, n: int) -> Any:
     axis = a.get("axis", 0) % x[0].ndim
-    indices = x[1] % x[0].shape[axis]
+    indices = x[1].to(x[0].device) % x[0].shape[axis]
     flat = x[0].index_select(axis, indices.flatten())
     return flat.reshape(*x[0].shape[:axis], *indices.shape, *x[0].shape[axis + 1 :])
 

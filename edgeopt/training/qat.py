@@ -49,6 +49,7 @@ class Qat(Pass, Training):
     Args:
         learn_ranges: share of the training during which scales are learnt; frozen after it. 0: they stay.
         precision: float32, for a grid cannot be met in less.
+        processes: one.
         distill: as in ``Training``; the default teacher is the recipe's model before all training.
 
     The rest: see ``Training``; by default ``lr`` is small and ``epochs`` few, as the start is good.
@@ -60,6 +61,7 @@ class Qat(Pass, Training):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     learn_ranges: Annotated[float, Field(ge=0, le=1)] = 0.7
     precision: Literal["float32"] = "float32"
+    processes: Literal[1] = 1
 
     def run(self, graph: QuantizedGraph, context: Context) -> QuantizedGraph:
         table = graph.quantization

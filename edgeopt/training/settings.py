@@ -101,6 +101,7 @@ class Training(Frozen):
             returns the loss, instead of cross-entropy.
         distill: learn from a teacher besides.
         threads: of the CPU; results repeat exactly with the same number.
+        processes: that share every batch, started by torch's own launcher; on the module only, not for ``qat``.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 10
@@ -126,9 +127,12 @@ class Training(Frozen):
     loss: Reference | None = None
     distill: Distillation | None = None
     threads: Count = 1
+    processes: Count = 1
 
     @model_validator(mode="after")
     def _judged(self) -> Training:
+        if self.batch % self.processes:
+            raise ValueError(f"a batch of {self.batch} cannot be shared by {self.processes} processes")
         if self.early_stopping and not self.held_back:
             raise ValueError("'early_stopping' needs 'held_back', a share of the training data to judge by")
         return self
