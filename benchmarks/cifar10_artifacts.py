@@ -13,6 +13,17 @@ from benchmarks.data import cifar10
 
 INPUT = (1, 3, 32, 32)
 SEED = 0
+YARDSTICK, OURS = "float, float ONNX", "distilled-qat, int8 onnx"
+MOST_LOST, MOST_TIME, MOST_SIZE = 1.0, 0.35, 0.17
+"""Points of accuracy, and shares of the yardstick's latency and size."""
+BRINGS = (
+    ("Distillation brings", "distilled, int8 onnx", "plain, int8 onnx"),
+    ("Quantization-aware training brings", "distilled-qat, int8 onnx", "distilled, int8 onnx"),
+    ("Against Torch-Pruning's usual way and post-training INT8", OURS, "torch-pruning, int8 onnx"),
+    ("A teacher brings the half-width student", "half, float ONNX", "half-alone, float ONNX"),
+    ("Labels bring it besides", "half, float ONNX", "half-unlabelled, float ONNX"),
+    ("2:4 sparsity costs", "2-4, float ONNX", YARDSTICK),
+)
 ROUNDS = 300
 """Of the interleaved latency: the median of so many runs of each file."""
 
@@ -155,7 +166,7 @@ def _recipes(folder: Path) -> dict[str, Path]:
     return recipes
 
 
-def measure(folder: Path) -> None:
+def measure(folder: Path, *, write: bool) -> None:
     """Accuracy, size and latency of every file, into results.json and a table."""
     test, labels = cifar10(place.data() / "cifar10", False)
     files = _float_files(folder) | _quantized_files(folder)
@@ -175,7 +186,13 @@ def measure(folder: Path) -> None:
         results[name]["latency_ms"] = float(np.median(ms))
     text = {"machine": tables.processor(), "results": results, "curves": curves, "notes": plan["notes"]}
     (folder / "results.json").write_text(json.dumps(text, indent=1))
-    base = results["float, float ONNX"]
+    tables.publish("train_cifar10", _markdown(results, curves, plan), text, write=write)
+
+
+def _markdown(results: dict[str, Any], curves: dict[str, Any], plan: dict[str, Any]) -> str:
+    from edgeopt.report.training import curve
+
+    base = results[YARDSTICK]
     rows = [
         [
             name,
@@ -188,7 +205,47 @@ def measure(folder: Path) -> None:
         ]
         for name, one in results.items()
     ]
-    print(tables.table(["file", "top-1", "points", "kB", "× float", "ms", "× float"], rows))
+    arms = [
+        [
+            name,
+            str(len(one["epochs"])),
+            f"{one['seconds']:.0f}",
+            one["device"],
+            f"`{curve([epoch['loss'] for epoch in one['epochs']])}`",
+            f"{one['epochs'][0]['loss']:.3f} → {one['epochs'][-1]['loss']:.3f}",
+        ]
+        for name, one in curves.items()
+    ]
+    pruned = plan["notes"]["pruned"]
+    share = pruned["after"]["macs"] / pruned["before"]["macs"]
+    lines = [
+        tables.conditions(
+            "python -m benchmarks.train_cifar10 measure FOLDER", ("onnxruntime", "ai-edge-litert", "torch")
+        ),
+        f"{base['images']} test images; pruned: {share:.1%} of the multiply–accumulates left.",
+        tables.table(["file", "top-1", "points", "kB", "× float", "ms", "× float"], rows),
+        *_verdicts(results),
+        tables.table(["arm", "epochs", "s, arms side by side", "on", "loss by epoch", "first → last"], arms),
+    ]
+    return "\n\n".join(lines)
+
+
+def _verdicts(results: dict[str, Any]) -> list[str]:
+    """The goals, from figures alone."""
+    base, ours = results[YARDSTICK], results[OURS]
+    lost = (base["top1"] - ours["top1"]) * 100
+    size, time = ours["bytes"] / base["bytes"], ours["latency_ms"] / base["latency_ms"]
+    checks = [
+        (lost <= MOST_LOST, f"{OURS}: {lost:.2f} points under {YARDSTICK}, at most {MOST_LOST:.1f} were wanted"),
+        (time <= MOST_TIME, f"{time:.2f} × its latency, at most {MOST_TIME:.2f}"),
+        (size <= MOST_SIZE, f"{size:.2f} × its size, at most {MOST_SIZE:.2f}"),
+    ]
+    lines = [f"**{'Met' if met else 'Not met'}**: {text}." for met, text in checks]
+    for what, better, worse in BRINGS:
+        if better in results and worse in results:
+            points = (results[better]["top1"] - results[worse]["top1"]) * 100
+            lines.append(f"{what}: {points:+.2f} points ({better} against {worse}).")
+    return lines
 
 
 def _float_files(folder: Path) -> dict[str, Path]:

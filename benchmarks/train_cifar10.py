@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where train and qat write (default: FOLDER)")
     parser.add_argument("--epochs", type=int, default=40, help="total of every arm (prepare)")
     parser.add_argument("--limit", type=int, help="training images (train, qat)")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md (measure)")
     parser.add_argument("--only", default="", help="arms, with commas between (quantize)")
     parser.add_argument("--at-once", type=int, default=5, help="arms side by side (train, qat)")
     arguments = parser.parse_args()
@@ -256,7 +257,7 @@ def main() -> None:
             elif arguments.do == "quantize":
                 artifacts.quantize(folder, tuple(filter(None, arguments.only.split(","))))
             else:
-                artifacts.measure(folder)
+                artifacts.measure(folder, write=arguments.write)
         except place.CannotRunError as error:
             print(error, file=sys.stderr)
             sys.exit(place.SKIPPED)

@@ -132,8 +132,8 @@ def test_killed_and_interrupted_it_ends_with_the_same_weights(recipe, whole, tmp
         ("  - {use: quantize, scheme: int8}\n", "", "put {use: quantize} in front of it"),
         ("macs: 0.3", "macs: 0.3, params: 0.5", "give one of 'ratio', 'macs' and 'params'"),
         ("  training: {arrays: training.npz}", "  #", "needs training data"),
-        ("epochs: 30", "epochs: 30\n    early_stopping: 3", "needs 'held_back'"),
-        ("epochs: 30", "epoch: 30", "Did you mean 'epochs'?"),
+        ("epochs: 6", "epochs: 6\n    early_stopping: 3", "needs 'held_back'"),
+        ("epochs: 6", "epoch: 6", "Did you mean 'epochs'?"),
         ("  - {use: prune, macs: 0.3}", "  - {use: quantize}\n  - {use: prune}", "before the passes on the graph"),
     ],
 )
