@@ -76,9 +76,9 @@ def main() -> int:
     try:
         getattr(importlib.import_module(module), function)(argument)
     except (EdgeoptError, OSError) as error:
-        with (folder / f"{ERROR}.{os.getpid()}").open("wb") as file:
-            pickle.dump(error, file)
-        Path(file.name).replace(folder / ERROR)
+        draft = folder / f"{ERROR}.{os.getpid()}"
+        draft.write_bytes(pickle.dumps(error))
+        draft.replace(folder / ERROR)
         return 1
     except Exception:  # noqa: BLE001 - a bug of ours or a library's: the log says where
         traceback.print_exc()
