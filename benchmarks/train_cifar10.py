@@ -8,12 +8,12 @@ Five commands, of which `train` and `qat` want a GPU (a CPU does, slowly) and ne
     python -m benchmarks.train_cifar10 qat      FOLDER    # GPU: FOLDER/qat.pt, qat.json
     python -m benchmarks.train_cifar10 measure  FOLDER    # here: accuracy, size, latency: FOLDER/results.json, a table
 
-On a machine lent for minutes: copy `edgeopt/`, `benchmarks/` and FOLDER (start.pt, arms.json, and after `quantize` the
-program-*.npz) there with `train_50000_jpg.zip` in it, run from the folder that holds `edgeopt/` and `benchmarks/`, and
-carry back `trained.pt` and `train.json` (then `qat.pt` and `qat.json`). `--out` names another folder for what is
-written, `--epochs` the total that every arm gets, `--limit` uses only so many images. The arms of one stage run side by
-side: nets as small as this leave a GPU idle between kernels. With 40 epochs on one recent GPU `train` was planned for
-about five minutes and `qat` for one.
+On a machine lent for minutes: copy `edgeopt/`, `benchmarks/` and FOLDER there, with start.pt, arms.json and
+train_50000_jpg.zip in it (for `qat` arms.json, trained.pt, program-*.npz and the images), run from the folder that
+holds `edgeopt/` and `benchmarks/`, and carry back trained.pt and train.json (then qat.pt and qat.json): about 10 MB.
+`--out` names another folder for what is written, `--epochs` the total that every arm gets, `--limit` uses only so many
+images. The arms of one stage run side by side: nets as small as this leave a GPU idle between kernels. With 40 epochs
+on one recent GPU `train` is expected to take about five minutes, and `qat` one.
 
 Every arm is trained for the same total of epochs on the same images. `float` is the yardstick: the original, fine-tuned
 as long as the others, for fine-tuning on these JPEG images alone lifts it. `source` is the original as it came.
@@ -26,6 +26,7 @@ import io
 import json
 import multiprocessing
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -174,57 +175,59 @@ def _side_by_side(jobs: list[dict[str, Any]], at_once: int) -> dict[str, Any]:
 def train(folder: Path, out: Path, limit: int | None, at_once: int) -> None:
     import torch
 
-    out.mkdir(parents=True, exist_ok=True)
-    parts = out / "parts"
-    parts.mkdir(exist_ok=True)
     plan = json.loads((folder / "arms.json").read_text())["train"]
-    for name, state in torch.load(folder / "start.pt", weights_only=True).items():
-        torch.save(state, parts / f"start-{name}.pt")
     images = str(decoded(folder, limit))
     curves: dict[str, Any] = {}
-    for stage in sorted({arm["stage"] for arm in plan.values()}):
-        jobs = []
-        for name, arm in plan.items():
-            if arm["stage"] == stage:
-                teacher = arm.get("teacher")
-                known = f"{teacher}.pt" if teacher in plan else f"start-{teacher}.pt"
-                jobs.append(
-                    {
-                        "name": name,
-                        "settings": arm["settings"],
-                        "images": images,
-                        "start": str(parts / f"start-{arm['start']}.pt"),
-                        "teacher": None if teacher is None else str(parts / known),
-                        "out": str(parts / f"{name}.pt"),
-                    }
-                )
-        curves |= _side_by_side(jobs, at_once)
-    torch.save({name: torch.load(parts / f"{name}.pt", weights_only=True) for name in plan}, out / "trained.pt")
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = Path(scratch)
+        for name, state in torch.load(folder / "start.pt", weights_only=True).items():
+            torch.save(state, parts / f"start-{name}.pt")
+        for stage in sorted({arm["stage"] for arm in plan.values()}):
+            jobs = []
+            for name, arm in plan.items():
+                if arm["stage"] == stage:
+                    teacher = arm.get("teacher")
+                    known = f"{teacher}.pt" if teacher in plan else f"start-{teacher}.pt"
+                    jobs.append(
+                        {
+                            "name": name,
+                            "settings": arm["settings"],
+                            "images": images,
+                            "start": str(parts / f"start-{arm['start']}.pt"),
+                            "teacher": None if teacher is None else str(parts / known),
+                            "out": str(parts / f"{name}.pt"),
+                        }
+                    )
+            curves |= _side_by_side(jobs, at_once)
+        states = {name: torch.load(parts / f"{name}.pt", weights_only=True) for name in plan}
+    out.mkdir(parents=True, exist_ok=True)
+    torch.save(states, out / "trained.pt")
     (out / "train.json").write_text(json.dumps(curves, indent=1))
 
 
 def qat(folder: Path, out: Path, limit: int | None, at_once: int) -> None:
     import torch
 
-    out.mkdir(parents=True, exist_ok=True)
-    parts = out / "parts"
-    parts.mkdir(exist_ok=True)
     plan = json.loads((folder / "arms.json").read_text())["qat"]
-    for name, state in torch.load(folder / "trained.pt", weights_only=True).items():
-        torch.save(state, parts / f"{name}.pt")
-    jobs = [
-        {
-            "name": name,
-            "settings": arm["settings"],
-            "images": str(decoded(folder, limit)),
-            "program": str(folder / f"program-{arm['start']}.npz"),
-            "teacher": str(parts / f"{arm['teacher']}.pt") if arm.get("teacher") else None,
-            "out": str(parts / f"{name}.pt"),
-        }
-        for name, arm in plan.items()
-    ]
-    curves = _side_by_side(jobs, at_once)
-    torch.save({name: torch.load(parts / f"{name}.pt", weights_only=True) for name in plan}, out / "qat.pt")
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = Path(scratch)
+        for name, state in torch.load(folder / "trained.pt", weights_only=True).items():
+            torch.save(state, parts / f"{name}.pt")
+        jobs = [
+            {
+                "name": name,
+                "settings": arm["settings"],
+                "images": str(decoded(folder, limit)),
+                "program": str(folder / f"program-{arm['start']}.npz"),
+                "teacher": str(parts / f"{arm['teacher']}.pt") if arm.get("teacher") else None,
+                "out": str(parts / f"{name}.pt"),
+            }
+            for name, arm in plan.items()
+        ]
+        curves = _side_by_side(jobs, at_once)
+        states = {name: torch.load(parts / f"{name}.pt", weights_only=True) for name in plan}
+    out.mkdir(parents=True, exist_ok=True)
+    torch.save(states, out / "qat.pt")
     (out / "qat.json").write_text(json.dumps(curves, indent=1))
 
 

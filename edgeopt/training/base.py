@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from edgeopt.data.callables import load_function
-from edgeopt.errors import DataError, UsageError
+from edgeopt.errors import DataError, MissingPackage, UsageError
 from edgeopt.frontends import torch_structure
 from edgeopt.frontends.torch_loading import Loaded
 from edgeopt.frontends.torch_structure import MASKS
@@ -251,6 +252,12 @@ def _objective(
         features = Features(model, teacher, distill.features, example)
     custom: Any = load_function(settings.loss, root) if settings.loss is not None else None
     return Objective(settings, outputs, counts, teacher, custom, features)
+
+
+def need_torch() -> None:
+    """MissingPackage where it is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        raise MissingPackage("torch", "torch", "training")
 
 
 def no_data() -> DataError:

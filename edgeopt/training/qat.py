@@ -15,7 +15,7 @@ from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.graph.model import shape
 from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantizedTensor, QuantParams
 from edgeopt.passes.base import Context, Pass
-from edgeopt.training.base import load_teacher, no_data, train
+from edgeopt.training.base import load_teacher, need_torch, no_data, train
 from edgeopt.training.data import TrainingSet
 from edgeopt.training.graph_module import GraphModule, Trained
 from edgeopt.training.program import read_program
@@ -71,6 +71,7 @@ class Qat(Pass, Training):
             )
         if not isinstance(context, TrainingContext) or context.training is None:
             raise no_data()
+        need_torch()
         program = read_program(graph.model, table, context.constraints.equal_scales)
         module = GraphModule(program, self.learn_ranges)
         data = context.training()

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeopt.frontends.torch_loading import Loaded
 from edgeopt.frontends.torch_structure import Structure
-from edgeopt.training.base import Work, read_module
+from edgeopt.training.base import Work, need_torch, read_module
 from edgeopt.training.data import TrainingSet
 
 
@@ -23,7 +23,12 @@ def open_work(
         folder: of checkpoints.
         identity: of all that the result depends on.
         seed: of every draw.
+
+    Raises:
+        MissingPackage: torch is not installed.
+        ModelError: what the frontend refuses.
     """
+    need_torch()
     structure: Structure = {}
     masks: dict[str, Any] = {}
     if request.get("trained"):
