@@ -31,9 +31,9 @@ def test_two_processes_train_what_one_does(tmp_path):
 
 
 def test_what_a_process_raises_is_raised(tmp_path):
-    asked = (str(tmp_path), {**SETTINGS, "lr": 1e12, "epochs": 20}, str(tmp_path / "weights.pt"))
+    asked = (str(tmp_path), {**SETTINGS, "processes": 1, "lr": 1e12, "epochs": 20}, str(tmp_path / "weights.pt"))
     with pytest.raises(EdgeoptError, match="the training diverged"):
-        launch(train, asked, 2, tmp_path / "launch")
+        launch(train, asked, 1, tmp_path / "launch")
 
 
 def test_a_batch_that_cannot_be_shared():

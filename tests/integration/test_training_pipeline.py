@@ -31,7 +31,7 @@ def recipe(tmp_path_factory) -> Path:
     for name in ("quickstart", "prune-distill-quantize"):
         shutil.copytree(ROOT / "recipes" / name, folder / name)
     path = folder / "prune-distill-quantize" / "recipe.yaml"
-    text = path.read_text().replace("epochs: 30", "epochs: 6").replace("epochs: 5", "epochs: 1")
+    text = path.read_text().replace("epochs: 30", "epochs: 4").replace("epochs: 5", "epochs: 1")
     path.write_text(text + "effort: fast\n")
     return path.parent
 
@@ -63,7 +63,7 @@ def test_it_is_smaller_and_as_good(report):
     assert distill["before"] == distill["after"] == prune["after"]
     for target in report["targets"].values():
         assert target["status"] == "ok"
-        assert target["metrics"]["target"]["top1"] > 0.96  # 5 of 6 of the epochs are missing
+        assert target["metrics"]["target"]["top1"] > 0.93  # most of the epochs are missing
         assert target["size_bytes"] < 60_000  # the quickstart's have 95 kB and more
         assert target["realised"]["int8_ops"]
         assert not target["realised"]["unasked_float"]
@@ -74,7 +74,7 @@ def test_the_report_shows_what_each_layer_lost_and_the_curves(whole, report):
     text = (whole / "report.md").read_text()
     assert "| layer | inputs | outputs | MACs |" in text
     assert "- loss by epoch: `" in text
-    assert [epoch["epoch"] for epoch in report["training"][1]["epochs"]] == list(range(1, 7))
+    assert [epoch["epoch"] for epoch in report["training"][1]["epochs"]] == list(range(1, 5))
     assert "quantization-aware training" in text
     assert re.search(r"prune: MACs .* → .* \(\d+%\)", (whole.parent / "stdout").read_text())
 
@@ -132,8 +132,8 @@ def test_killed_and_interrupted_it_ends_with_the_same_weights(recipe, whole, tmp
         ("  - {use: quantize, scheme: int8}\n", "", "put {use: quantize} in front of it"),
         ("macs: 0.3", "macs: 0.3, params: 0.5", "give one of 'ratio', 'macs' and 'params'"),
         ("  training: {arrays: training.npz}", "  #", "needs training data"),
-        ("epochs: 6", "epochs: 6\n    early_stopping: 3", "needs 'held_back'"),
-        ("epochs: 6", "epoch: 6", "Did you mean 'epochs'?"),
+        ("epochs: 4", "epochs: 4\n    early_stopping: 3", "needs 'held_back'"),
+        ("epochs: 4", "epoch: 4", "Did you mean 'epochs'?"),
         ("  - {use: prune, macs: 0.3}", "  - {use: quantize}\n  - {use: prune}", "before the passes on the graph"),
     ],
 )
