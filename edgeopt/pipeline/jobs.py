@@ -50,8 +50,8 @@ from edgeopt.targets.registry import all_constraints
 from edgeopt.training.base import TrainingPass, TrainingRecord, write_module
 from edgeopt.training.data import TrainingSet
 from edgeopt.training.distributed import launch
-from edgeopt.training.engine import is_first
 from edgeopt.training.qat import TrainingContext
+from edgeopt.training.ranks import is_first
 from edgeopt.training.read_data import digest_of_callable, from_callable, in_memory
 from edgeopt.training.work import open_work
 from edgeopt.types import Artifact, Effort, Frozen, Preprocess, Signature, TensorSpec

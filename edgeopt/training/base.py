@@ -20,6 +20,7 @@ from edgeopt.training import checkpoint, engine
 from edgeopt.training.cost import Cost, cost
 from edgeopt.training.data import TrainingSet, check_labels, hold_back
 from edgeopt.training.objective import Features, Objective
+from edgeopt.training.ranks import is_first
 from edgeopt.training.settings import Distillation, Training
 from edgeopt.training.trainee import Feed, ModuleTrainee, Trainee
 from edgeopt.types import Frozen
@@ -152,7 +153,7 @@ class Work:
 
     def keep(self, name: str) -> None:
         """The module as it is, as a stage that need not be done again."""
-        if not engine.is_first():
+        if not is_first():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         write_module(self.folder / f"{name}.safetensors", self.model, self.changes(), self.identity)

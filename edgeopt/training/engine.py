@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,8 @@ from edgeopt.training import checkpoint
 from edgeopt.training.augment import augment
 from edgeopt.training.data import Feed, TrainingSet
 from edgeopt.training.objective import Objective
+from edgeopt.training.optimizer import make_optimizer, parameter_groups
+from edgeopt.training.ranks import average_gradients, rank_and_world, summed
 from edgeopt.training.trainee import Trainee
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class _Engine:
         self._data, self._held, self._folder = data, held, folder
         self._seed, self._identity, self._text = seed, identity, text
         self._device = torch.device(device)
-        self._rank, self._world = _rank()
+        self._rank, self._world = rank_and_world()
         torch.set_num_threads(settings.threads)
         if settings.precision == "float32":
             torch.backends.cudnn.allow_tf32 = False
@@ -126,9 +127,9 @@ class _Engine:
             if part is not None:
                 part.to(self._device)
         self._steps = max(1, len(data) // settings.batch)
-        self._groups = _parameter_groups(trainee, objective, settings)
+        self._groups = parameter_groups(trainee, objective, settings)
         self._names = [name for group in self._groups for name in group["names"]]
-        self._optimizer = _optimizer(self._groups, settings, fused=self._device.type == "cuda")
+        self._optimizer = make_optimizer(self._groups, settings, fused=self._device.type == "cuda")
         self._ema = {n: v.detach().clone() for n, v in trainee.state().items()} if settings.ema else {}
         self._best: dict[str, Any] = {}
         self._state = _State()
@@ -182,7 +183,7 @@ class _Engine:
             self._optimizer.zero_grad(set_to_none=True)
             loss.total.backward()
         parameters = [value for group in self._optimizer.param_groups for value in group["params"]]
-        _average_gradients(parameters, self._world)
+        average_gradients(parameters, self._world)
         if settings.clip_norm:
             import torch
 
@@ -291,7 +292,7 @@ class _Engine:
     def _end_epoch(self, seconds: float) -> None:
         state = self._state
         self._share_buffers()
-        sums = _summed({name: float(value) for name, value in state.sums.items()}, self._world)
+        sums = summed({name: float(value) for name, value in state.sums.items()}, self._world)
         samples = sums.pop("samples")
         line: dict[str, Any] = {"epoch": state.epoch + 1, "lr": self._optimizer.param_groups[0]["lr"]}
         if (right := sums.pop("right", None)) is not None:
@@ -404,64 +405,6 @@ class _Engine:
         vars(self._state).update(text["state"])
 
 
-def _parameter_groups(trainee: Trainee, objective: Objective, settings: Training) -> list[dict[str, Any]]:
-    """Groups of one rate and decay; parameters that are not to be trained are frozen.
-
-    A parameter outside a weighted layer (BatchNorm) goes with the layer before it.
-    """
-    layers = list(trainee.weighted_layers())
-    depth = {name: index for index, name in enumerate(layers)}
-    count = len(layers)
-    if settings.trainable == "all":
-        first = 0
-    elif settings.trainable == "head":
-        first = count - 1
-    else:
-        first = count - math.ceil(count * float(settings.trainable))
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
-    layer = 0
-
-    def add(name: str, parameter: Any, factor: float) -> None:
-        decays = parameter.ndim > 1
-        group = groups.setdefault(
-            (factor, decays),
-            {
-                "params": [],
-                "names": [],
-                "factor": factor,
-                "weight_decay": settings.weight_decay if decays else 0.0,
-            },
-        )
-        group["params"].append(parameter)
-        group["names"].append(name)
-
-    for name, parameter in trainee.named_parameters().items():
-        owner = name
-        while owner and owner not in depth:
-            owner = owner.rpartition(".")[0]
-        layer = depth[owner] if owner else layer
-        if not parameter.is_floating_point():
-            continue
-        parameter.requires_grad_(layer >= first)
-        if layer >= first:
-            add(name, parameter, settings.layer_decay ** (count - 1 - layer if count else 0))
-    for name, parameter in objective.named_parameters().items():
-        add(name, parameter, 1.0)
-    if not groups:
-        raise UsageError("nothing is left to train", hint="Look at 'trainable'.")
-    return list(groups.values())
-
-
-def _optimizer(groups: Sequence[dict[str, Any]], settings: Training, *, fused: bool) -> Any:
-    import torch
-
-    given = [{key: value for key, value in group.items() if key != "names"} for group in groups]
-    if settings.optimizer == "sgd":
-        nesterov = settings.momentum > 0
-        return torch.optim.SGD(given, settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=fused)
-    return torch.optim.AdamW(given, settings.lr, fused=fused)
-
-
 def _seed_all(parts: Sequence[int], device: Any) -> Any:
     """A generator for this step; torch's own (dropout, a user's Dataset) and numpy's are seeded with it."""
     import random
@@ -478,41 +421,3 @@ def _seed_all(parts: Sequence[int], device: Any) -> Any:
 def _is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes."""
-    return _rank()[0] == 0
-
-
-def _rank() -> tuple[int, int]:
-    """This process's number and how many there are, as ``torchrun`` says; (0, 1) alone."""
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-
-
-def _summed(sums: dict[str, float], world: int) -> dict[str, float]:
-    """Over all processes."""
-    if world == 1:
-        return sums
-    import torch
-    import torch.distributed as dist
-
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    values = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
-    dist.all_reduce(values)
-    return dict(zip(sums, values.tolist(), strict=True))
-
-
-def _average_gradients(parameters: Sequence[Any], world: int) -> None:
-    if world == 1:
-        return
-    import torch.distributed as dist
-
-    for parameter in parameters:
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= world

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.training import base
-from edgeopt.training.engine import is_first
+from edgeopt.training.ranks import is_first
 from edgeopt.training.settings import Training
 from edgeopt.training.trainee import ModuleTrainee
 
