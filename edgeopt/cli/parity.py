@@ -56,7 +56,7 @@ def command(
         },
         {"data.evaluation": "--data", "preprocess": "--mean, --std, …", "parity": "--min-…, --tolerance"},
     )
-    inputs = Inputs(None, asked.data.evaluation, asked.preprocess, Path())
+    inputs = Inputs(None, None, asked.data.evaluation, asked.preprocess, Path())
     job = ComparisonJob(reference, candidate, inputs, asked.parity, limit, trust)
     report = in_worker("parity", "edgeopt.pipeline.comparison:compare", job, limit_s=LIMIT_S)
     if json_wanted:

@@ -27,9 +27,15 @@ def showing() -> Iterator[None]:
             yield
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with (
         Progress(*columns, console=Console(stderr=True), transient=True) as progress,
         listening(_Bars(progress).receive),

@@ -56,6 +56,7 @@ def load_torch(
     inputs: Mapping[str, tuple[int, ...]],
     *,
     root: Path,
+    trained: Path | None = None,
     limit_s: float = EXPORT_LIMIT_S,
 ) -> Imported:
     """Build a module, load its weights, and export it.
@@ -66,6 +67,7 @@ def load_torch(
             factory loads them itself.
         inputs: input name → shape. Names of forward's parameters are matched; other names count in order.
         root: the folder that the factory's module is looked up in (the recipe's).
+        trained: what a training pass left, in place of ``weights``.
         limit_s: seconds after which the export is given up.
 
     Raises:
@@ -78,13 +80,26 @@ def load_torch(
         raise ModelError(f"{factory!r} is no factory", hint="Write it as 'module:function', for example 'model:build'.")
     if weights is not None and not weights.is_file():
         raise ModelError("there is no such file", where=str(weights), hint="Check model.weights in the recipe.")
-    request = {
+    request = module_request(factory, weights, inputs, root=root, trained=trained)
+    return _load(request, "torch", [file for file in (weights, trained) if file is not None], limit_s)
+
+
+def module_request(
+    factory: str,
+    weights: Path | None,
+    inputs: Mapping[str, tuple[int, ...]],
+    *,
+    root: Path,
+    trained: Path | None = None,
+) -> dict[str, Any]:
+    """What ``torch_loading.Loaded`` loads a module from; arguments as for ``load_torch``."""
+    return {
         "factory": factory,
         "root": str(root.resolve()),
         "weights": str(weights.resolve()) if weights is not None else None,
+        "trained": str(trained.resolve()) if trained is not None else None,
         "inputs": {name: list(sizes) for name, sizes in inputs.items()},
     }
-    return _load(request, "torch", [weights] if weights is not None else [], limit_s)
 
 
 def load_exported(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import ModelError
+from edgeopt.frontends import torch_structure
 from edgeopt.frontends.source_lines import raised_at
 
 _SHOWN = 5
@@ -140,7 +141,12 @@ def _build(request: dict[str, Any], torch: Any) -> Any:
             where=request["factory"],
             hint="Return the module itself, in eval mode.",
         )
-    if request.get("weights"):
+    if request.get("trained"):
+        state, structure = torch_structure.read(Path(request["trained"]))
+        shapes = {key: tuple(value.shape) for key, value in state.items()}
+        torch_structure.apply(module, structure, shapes, request["factory"])
+        module.load_state_dict(state)
+    elif request.get("weights"):
         _load_weights(module, Path(request["weights"]), torch)
     _refuse_state(module, request["factory"], torch)
     return module

@@ -27,6 +27,7 @@ from edgeopt.data.noise import NoiseSamples
 from edgeopt.data.samples import Few, LabelledSamples
 from edgeopt.errors import EdgeoptError
 from edgeopt.frontends import Imported
+from edgeopt.frontends.torch import module_request
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
 from edgeopt.parity.compare import LevelReport
 from edgeopt.parity.levels import check_artifact, check_quantization, check_source
@@ -49,7 +50,14 @@ from edgeopt.recipe.schema import DataSource, ModelSource, ParityLimits
 from edgeopt.runtimes.onnxruntime import Session
 from edgeopt.targets.base import Target
 from edgeopt.targets.registry import all_constraints
-from edgeopt.types import Artifact, Effort, Frozen, Preprocess, Signature
+from edgeopt.training.base import TrainingPass, TrainingRecord, write_module
+from edgeopt.training.data import TrainingSet
+from edgeopt.training.distributed import launch
+from edgeopt.training.qat import TrainingContext
+from edgeopt.training.ranks import is_first
+from edgeopt.training.read_data import digest_of_callable, from_callable, in_memory
+from edgeopt.training.work import open_work
+from edgeopt.types import Artifact, Effort, Frozen, Preprocess, Signature, TensorSpec
 
 Result = TypeVar("Result", bound=Frozen)
 
@@ -57,6 +65,7 @@ RESULT = "result.json"
 GRAPH = "graph.onnx"
 TABLE = "quantization.npz"
 PREDICTIONS = "predictions.npy"
+MODULE = "module.safetensors"
 ARTIFACT = "artifact"
 
 CONVERSION_SAMPLES = 16
@@ -77,18 +86,19 @@ class Inputs:
     """Where samples come from, for any job.
 
     Args:
-        calibration, evaluation: as in the recipe.
+        training, calibration, evaluation: as in the recipe.
         preprocess: as in the recipe; completed when the model's input is known.
         root: folder of the recipe, for callables.
     """
 
+    training: DataSource | None
     calibration: DataSource | None
     evaluation: DataSource | None
     preprocess: Preprocess | None
     root: Path
 
     def open(self, which: str, signature: Signature) -> LabelledSamples | None:
-        """``calibration`` or ``evaluation`` samples of a model; None if the recipe names none."""
+        """``training``, ``calibration`` or ``evaluation`` samples of a model; None if the recipe names none."""
         source: DataSource | None = getattr(self, which)
         if source is None:
             return None
@@ -116,12 +126,70 @@ class Inputs:
         return self.preprocess, ()
 
 
+# --- training
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One training pass on the factory's module, as the pass before it left it.
+
+    Args:
+        before: folder of the step before, or None.
+        unfinished: where its checkpoints are; what is there is gone on with.
+        key: of the step.
+    """
+
+    model: ModelSource
+    before: Path | None
+    step: TrainingPass
+    inputs: Inputs
+    seed: int
+    unfinished: Path
+    key: str
+    out: Path
+
+
+class TrainingResult(Frozen):
+    record: TrainingRecord
+
+
+def train_module(job: TrainingJob) -> None:
+    """The pass; leaves the module's weights and structure."""
+    if job.step.processes > 1:
+        launch(train_here, job, job.step.processes, job.unfinished / "processes")
+    else:
+        train_here(job)
+
+
+def train_here(job: TrainingJob) -> None:
+    """The pass in this process, which may be one of several."""
+    model = job.model
+    assert model.factory is not None
+    before = None if job.before is None else job.before / MODULE
+    request = module_request(model.factory, model.weights, model.inputs, root=job.inputs.root, trained=before)
+    data = None if job.inputs.training is None else lambda: training_data(job.inputs, model)
+    with _step(f"{getattr(job.step, 'use', 'train')}: load the module"):
+        work = open_work(request, data, folder=job.unfinished, identity=job.key, seed=job.seed)
+    record = job.step.run(work)
+    if not is_first():
+        return
+    write_module(job.out / MODULE, work.model, work.changes())
+    _write_result(job.out, TrainingResult(record=record))
+
+
+def training_data(inputs: Inputs, model: ModelSource) -> TrainingSet:
+    """Read, or opened, as the model takes it."""
+    specs = tuple(TensorSpec(name=name, dtype="float32", shape=(1, *sizes[1:])) for name, sizes in model.inputs.items())
+    return graph_training_data(inputs, Signature(inputs=specs, outputs=()))
+
+
 # --- import
 
 
 @dataclass(frozen=True)
 class ImportJob:
     model: ModelSource
+    trained: Path | None
     inputs: Inputs
     trust: bool
     tolerance: float | None
@@ -151,7 +219,8 @@ class ImportResult(Frozen):
 def import_model(job: ImportJob) -> None:
     """Frontend, canonical graph, a look at the data, and L0 on real samples."""
     with _step("import"):
-        imported = load_source(job.model, job.inputs.root, trust=job.trust)
+        trained = None if job.trained is None else job.trained / MODULE
+        imported = load_source(job.model, job.inputs.root, trust=job.trust, trained=trained)
         preprocess, assumed = job.inputs.contract(imported.signature)
         with TemporaryDirectory(dir=job.out) as scratch:
             context = Context(scratch=Path(scratch), threads=job.threads, seed=job.seed)
@@ -195,8 +264,8 @@ def _look_at(inputs: Inputs, signature: Signature) -> tuple[SeenData | None, See
     return _seen(seen, calibration), _seen(also_seen, evaluation), warnings
 
 
-def load_source(model: ModelSource, root: Path, *, trust: bool) -> Imported:
-    """The frontend for what the recipe names."""
+def load_source(model: ModelSource, root: Path, *, trust: bool, trained: Path | None = None) -> Imported:
+    """The frontend for what the recipe names; ``trained`` is what training passes made of its module."""
     if model.onnx is not None:
         from edgeopt.frontends.onnx import load_onnx
 
@@ -206,7 +275,7 @@ def load_source(model: ModelSource, root: Path, *, trust: bool) -> Imported:
     if model.exported is not None:
         return load_exported(model.exported, trust=trust, inputs=model.inputs)
     assert model.factory is not None
-    return load_torch(model.factory, model.weights, model.inputs, root=root)
+    return load_torch(model.factory, model.weights, model.inputs, root=root, trained=trained)
 
 
 # --- passes
@@ -214,12 +283,17 @@ def load_source(model: ModelSource, root: Path, *, trust: bool) -> Imported:
 
 @dataclass(frozen=True)
 class PassesJob:
+    """``unfinished`` is where a pass that trains keeps its checkpoints, ``key`` the step's."""
+
     imported: Path
+    model: ModelSource
     passes: tuple[Pass, ...]
     inputs: Inputs
     effort: Effort
     threads: int
     seed: int
+    unfinished: Path
+    key: str
     out: Path
 
 
@@ -242,8 +316,16 @@ def run_passes(job: PassesJob) -> None:
         warnings = scale_warning(model, Few(calibration, 8), imported.calibration.stats, other, job.threads)
     graph = QuantizedGraph(model)
     with TemporaryDirectory(dir=job.out) as scratch:
-        context = Context(
+        source = job.model
+        context = TrainingContext(
             scratch=Path(scratch),
+            training=None if job.inputs.training is None else lambda: graph_training_data(job.inputs, signature),
+            request=None
+            if source.factory is None
+            else module_request(source.factory, source.weights, source.inputs, root=job.inputs.root),
+            root=job.inputs.root,
+            checkpoints=job.unfinished,
+            identity=job.key,
             calibration=calibration,
             constraints=all_constraints(),
             effort=job.effort,
@@ -279,6 +361,18 @@ def run_passes(job: PassesJob) -> None:
             warnings=(*warnings, *graph.warnings),
         ),
     )
+
+
+def graph_training_data(inputs: Inputs, signature: Signature) -> TrainingSet:
+    """Training data for a graph's inputs."""
+    source = inputs.training
+    assert source is not None
+    if source.callable is not None:
+        return from_callable(source.callable, inputs.root, [spec.name for spec in signature.inputs], source.limit)
+    samples = inputs.open("training", signature)
+    assert samples is not None
+    with _step("read training data"):
+        return in_memory(samples)
 
 
 def _seen(checked: Checked | None, samples: LabelledSamples | None) -> SeenData | None:
@@ -471,6 +565,11 @@ class DigestJob:
     reference: str
     root: Path
     limit: int | None
+
+
+def digest_training_callable(job: DigestJob) -> str:
+    """In a worker: it runs the user's code."""
+    return digest_of_callable(job.reference, job.root, job.limit)
 
 
 def digest_callable(job: DigestJob) -> str:

@@ -19,10 +19,11 @@ import edgeopt
 from edgeopt.digest import of_file, of_files, of_json
 from edgeopt.errors import ModelError
 from edgeopt.recipe.schema import DataSource, ModelSource, Recipe
+from edgeopt.training.settings import Distillation
 
 PACKAGES = (
     "numpy", "onnx", "onnx-ir", "onnxruntime", "ai-edge-litert", "pillow", "protobuf", "flatbuffers",
-    "torch", "onnxscript", "nncf", "coremltools", "tensorrt",
+    "torch", "onnxscript", "nncf", "torch-pruning", "coremltools", "tensorrt",
 )  # fmt: skip
 """Libraries whose versions may change a result."""
 PARTS_THAT_ONLY_TELL = frozenset({"cli", "report"})
@@ -38,6 +39,8 @@ class Plan:
     recipe_digest: str
     code_digest: str
     versions: dict[str, str]
+    training_keys: tuple[str, ...]
+    """One per training pass, in order; each depends on the one before."""
     import_key: str
     passes_key: str
     target_keys: dict[str, str]
@@ -52,7 +55,7 @@ def make_plan(
         recipe: the request.
         root: folder of the recipe.
         trust, localize, threads: what else changes results.
-        data_digests: ``calibration`` and ``evaluation`` → digest, as far as the recipe has them.
+        data_digests: ``training``, ``calibration`` and ``evaluation`` → digest, as far as the recipe has them.
 
     Raises:
         ModelError: a factory's module is not there.
@@ -69,8 +72,14 @@ def make_plan(
         if (source := getattr(recipe.data, name)) is not None
     }
     base = [code, found, model, threads, recipe.seed, data, told["preprocess"]]
-    import_key = of_json(["import", base, told["model"], trust, recipe.parity.tolerance, localize])
-    passes_key = of_json(["passes", import_key, told["passes"], recipe.effort])
+    before, training_keys = of_json([*base[:5], data.get("training"), told["preprocess"], told["model"]]), []
+    for step in recipe.training_passes():
+        before = of_json(["train", before, step.model_dump(mode="json"), _teacher_digest(step, root)])
+        training_keys.append(before)
+    import_key = of_json(["import", base, told["model"], trust, recipe.parity.tolerance, localize, *training_keys[-1:]])
+    steps = recipe.graph_passes()
+    graph_passes = [[step.model_dump(mode="json"), _teacher_digest(step, root)] for step in steps]
+    passes_key = of_json(["passes", import_key, graph_passes, recipe.effort])
     labels = list(recipe.class_names())
     shared = [passes_key, labels, recipe.parity.model_dump(mode="json"), localize]
     return Plan(
@@ -79,6 +88,7 @@ def make_plan(
         recipe_digest=of_json([told, data, labels]),
         code_digest=code,
         versions=found,
+        training_keys=tuple(training_keys),
         import_key=import_key,
         passes_key=passes_key,
         target_keys={
@@ -86,6 +96,17 @@ def make_plan(
             for name, target in recipe.requested().items()
         },
     )
+
+
+def _teacher_digest(step: object, root: Path) -> str:
+    """Of the weights that a pass learns from, if it names any; its factory's code is the recipe's folder's."""
+    distill = getattr(step, "distill", None)
+    teacher = distill.teacher if isinstance(distill, Distillation) else None
+    if teacher is None:
+        return ""
+    code = _factory_code(teacher.factory.partition(":")[0], root)
+    weights = root / teacher.weights if teacher.weights is not None else None
+    return of_json([code, of_file(weights) if weights is not None and weights.is_file() else ""])
 
 
 def told_source(source: DataSource) -> dict[str, Any]:

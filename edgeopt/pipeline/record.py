@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 from edgeopt.bench.results import BenchResult
 from edgeopt.data.check import DataStats
 from edgeopt.parity.compare import LevelReport
+from edgeopt.training.base import TrainingRecord
 from edgeopt.types import Effort, Engine, Frozen, Kept, Preprocess, Realised, SchemeName, Signature, Status
 
 
@@ -119,6 +120,7 @@ class Report(Frozen):
     seconds: float
     exit_code: Literal[0, 1, 2, 3, 4]
     data: dict[Literal["calibration", "evaluation"], DataRecord] = Field(default_factory=dict)
+    training: tuple[TrainingRecord, ...] = ()
     parity: dict[Literal["L0"], LevelReport] = Field(default_factory=dict)
     quantization: QuantizationRecord = QuantizationRecord()
     targets: dict[str, TargetRecord]

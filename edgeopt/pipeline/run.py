@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -41,6 +41,7 @@ THREADS = 1
 """Of every run whose results are kept: fixed, so that they repeat whatever the number of cores. One, because targets
 run side by side anyway, and a second thread of ONNX Runtime took 2.6 times the processor time for parity (it spins)."""
 IMPORT_LIMIT_S = 1800
+TRAINING_LIMIT_S = 20 * 24 * 3600
 PASSES_LIMIT_S = 6 * 3600
 TARGET_LIMIT_S = 3600
 LATENCY_LIMIT_S = 900
@@ -116,7 +117,8 @@ class _Run:
         self._started = datetime.datetime.now(datetime.UTC)
         self._clock = time.monotonic()
         self._steps: list[StepRecord] = []
-        self._inputs = jobs.Inputs(recipe.data.calibration, recipe.data.evaluation, recipe.preprocess, options.root)
+        data = recipe.data
+        self._inputs = jobs.Inputs(data.training, data.calibration, data.evaluation, recipe.preprocess, options.root)
 
     def run(self) -> Outcome:
         recipe, options = self._recipe, self._options
@@ -130,6 +132,7 @@ class _Run:
             threads=THREADS,
             data_digests=self._data_digests(),
         )
+        trained = self._train(plan)
         imported = self._step(
             "import",
             plan.import_key,
@@ -137,6 +140,7 @@ class _Run:
             IMPORT_LIMIT_S,
             lambda out: jobs.ImportJob(
                 recipe.model,
+                trained[-1] if trained else None,
                 self._inputs,
                 options.trust,
                 recipe.parity.tolerance,
@@ -152,7 +156,18 @@ class _Run:
             plan.passes_key,
             "run_passes",
             PASSES_LIMIT_S,
-            lambda out: jobs.PassesJob(imported, recipe.passes, self._inputs, recipe.effort, THREADS, recipe.seed, out),
+            lambda out: jobs.PassesJob(
+                imported,
+                recipe.model,
+                recipe.graph_passes(),
+                self._inputs,
+                recipe.effort,
+                THREADS,
+                recipe.seed,
+                self._store.unfinished("passes", plan.passes_key),
+                plan.passes_key,
+                out,
+            ),
         )
         built = self._build_targets(plan, imported, passed, rejected)
         folders = {name: result for name, result in built.items() if isinstance(result, Path)}
@@ -164,16 +179,38 @@ class _Run:
                 self._store.withdraw(name)
         latencies = self._measure(imported, folders)
         report = self._report(
-            plan=plan, imported=imported, passed=passed, folders=folders, errors=errors, latencies=latencies
+            plan=plan,
+            trained=trained,
+            imported=imported,
+            passed=passed,
+            folders=folders,
+            errors=errors,
+            latencies=latencies,
         )
         self._write(plan, report)
         return Outcome(report, self._store.out, tuple(errors.values()))
 
     # --- steps
 
+    def _train(self, plan: Plan) -> list[Path]:
+        """The training passes, one step each; folders of what they left."""
+        recipe, folders = self._recipe, list[Path]()
+        for number, (step, key) in enumerate(zip(recipe.training_passes(), plan.training_keys, strict=True), 1):
+            name = f"{number}-{getattr(step, 'use', 'train')}"
+            before = folders[-1] if folders else None
+
+            def job(
+                out: Path, step: Any = step, name: str = name, key: str = key, before: Path | None = before
+            ) -> jobs.TrainingJob:
+                unfinished = self._store.unfinished(name, key)
+                return jobs.TrainingJob(recipe.model, before, step, self._inputs, recipe.seed, unfinished, key, out)
+
+            folders.append(self._step(name, key, "train_module", TRAINING_LIMIT_S, job))
+        return folders
+
     def _data_digests(self) -> dict[str, str]:
         digests = {}
-        for name in ("calibration", "evaluation"):
+        for name in ("training", "calibration", "evaluation"):
             source: DataSource | None = getattr(self._recipe.data, name)
             if source is None:
                 continue
@@ -183,7 +220,8 @@ class _Run:
                 digests[name] = arrays.digest(source.arrays)
             elif source.callable is not None:
                 job = jobs.DigestJob(source.callable, self._options.root, source.limit)
-                digests[name] = self._work(f"{name} data", "digest_callable", job, IMPORT_LIMIT_S)
+                function = "digest_training_callable" if name == "training" else "digest_callable"
+                digests[name] = self._work(f"{name} data", function, job, IMPORT_LIMIT_S)
         return digests
 
     def _step(self, name: str, key: str, function: str, limit_s: float, job: Any) -> Path:
@@ -296,6 +334,7 @@ class _Run:
         self,
         *,
         plan: Plan,
+        trained: Sequence[Path],
         imported: Path,
         passed: Path,
         folders: Mapping[str, Path],
@@ -352,6 +391,7 @@ class _Run:
                 for name, stats in seen.items()
                 if stats is not None
             },
+            training=tuple(jobs.read_result(folder, jobs.TrainingResult).record for folder in trained),
             parity={"L0": source.parity},
             quantization=quantized.quantization,
             targets=targets,

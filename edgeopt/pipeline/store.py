@@ -7,6 +7,7 @@
       report.json report.md manifest.json
       .edgeopt/
         steps/NAME-KEY/           a finished step; the key is the hash of everything that it depends on
+        unfinished/NAME-KEY/      checkpoints of a step that trains; gone when it is finished
         scratch/                  work in progress; emptied by whoever comes next
         lock                      held by the one process that works here
 
@@ -42,6 +43,7 @@ class Store:
         self.out = out
         self.scratch = out / HOME / "scratch"
         self._steps = out / HOME / "steps"
+        self._unfinished = out / HOME / "unfinished"
 
     def step(self, name: str, key: str) -> Path:
         """Where the finished step is, or will be."""
@@ -57,11 +59,16 @@ class Store:
         folder.mkdir(parents=True)
         return folder
 
+    def unfinished(self, name: str, key: str) -> Path:
+        """Where a step keeps what an interrupted run goes on with."""
+        return self._unfinished / f"{name}-{key}"
+
     def finish(self, folder: Path, name: str, key: str) -> Path:
         """Make a scratch folder the finished step."""
         self._steps.mkdir(parents=True, exist_ok=True)
         target = self.step(name, key)
         folder.rename(target)
+        shutil.rmtree(self.unfinished(name, key), ignore_errors=True)
         return target
 
     def publish(self, folder: Path, name: str) -> Path:
@@ -94,6 +101,7 @@ class Store:
         for folder in self._steps.iterdir() if self._steps.is_dir() else ():
             if folder not in finished:
                 shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def clean(self) -> None:
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -188,8 +196,9 @@ def _missing_parents(out: Path) -> list[Path]:
 
 
 def _is_empty(out: Path, store: Store) -> bool:
-    steps = out / HOME / "steps"
-    return {path.name for path in out.iterdir()} <= {HOME} and not (steps.is_dir() and any(steps.iterdir()))
+    worth = [out / HOME / "steps", out / HOME / "unfinished"]
+    nothing = not any(folder.is_dir() and any(folder.iterdir()) for folder in worth)
+    return {path.name for path in out.iterdir()} <= {HOME} and nothing
 
 
 def _unmake(out: Path, made: list[Path]) -> None:

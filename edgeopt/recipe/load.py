@@ -160,10 +160,21 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 def _keys_at(location: Location) -> list[str]:
     """Names of the fields of the model class that pydantic's location leads to."""
+    return sorted({name for kind in _kinds_at(location) if _is_model(kind) for name in kind.model_fields})
+
+
+def _kinds_at(location: Location) -> list[Any]:
     kinds: list[Any] = [Recipe]
     for step in location:
-        kinds = [child for kind in kinds for child in _children(kind, step)]
-    return sorted({name for kind in kinds if _is_model(kind) for name in kind.model_fields})
+        tagged = [kind for kind in kinds if _tag(kind) == step]
+        kinds = tagged if tagged and len(kinds) > 1 else [child for kind in kinds for child in _children(kind, step)]
+    return kinds
+
+
+def _tag(kind: Any) -> str | None:
+    """What names a pass in a recipe: ``use``."""
+    field = kind.model_fields.get("use") if _is_model(kind) else None
+    return None if field is None else str(field.default)
 
 
 def _children(kind: Any, step: int | str) -> Iterable[Any]:
@@ -196,10 +207,8 @@ def _is_model(kind: Any) -> bool:
 def _in_file(location: Location) -> Location:
     """Pydantic's location without what is not in the file: union tags behind ``passes``' index, ``[key]`` marks."""
     steps = [step for step in location if step != "[key]"]
-    if len(steps) > 2 and steps[0] == "passes" and isinstance(steps[1], int) and isinstance(steps[2], str):
-        kinds = _keys_at(tuple(steps[:2]))
-        if steps[2] not in kinds:
-            del steps[2]
+    if len(steps) > 2 and steps[0] == "passes" and steps[2] in [_tag(kind) for kind in _kinds_at(tuple(steps[:2]))]:
+        del steps[2]
     return tuple(steps)
 
 

@@ -12,6 +12,9 @@ from edgeopt.passes.base import Pass
 from edgeopt.passes.registry import PASSES
 from edgeopt.targets.base import Target
 from edgeopt.targets.registry import TARGETS
+from edgeopt.training.base import TrainingPass
+from edgeopt.training.qat import Qat
+from edgeopt.training.registry import TRAINED_GRAPH_PASSES, TRAINING_PASSES
 from edgeopt.types import Effort, Frozen, Preprocess
 
 VERSION = 1
@@ -103,6 +106,9 @@ class DataSource(Frozen):
 
 
 class Data(Frozen):
+    """``calibration`` chooses scales, ``evaluation`` judges, ``training`` is what training passes train on."""
+
+    training: DataSource | None = None
     calibration: DataSource | None = None
     evaluation: DataSource | None = None
 
@@ -128,11 +134,11 @@ class Budget(Frozen):
 
 
 if TYPE_CHECKING:
-    AnyPass = Pass
+    AnyPass = Pass | TrainingPass
     Targets = BaseModel
 else:
-    _union = Union[PASSES]  # noqa: UP007 - a union of the registry's classes cannot be spelled out
-    AnyPass = Annotated[_union, Field(discriminator="use")] if len(PASSES) > 1 else _union
+    _union = Union[(*TRAINING_PASSES, *PASSES, *TRAINED_GRAPH_PASSES)]
+    AnyPass = Annotated[_union, Field(discriminator="use")]
     Targets = create_model(
         "Targets",
         __config__=ConfigDict(frozen=True, extra="forbid"),
@@ -178,6 +184,34 @@ class Recipe(Frozen):
         if not self.requested():
             raise ValueError(f"'targets' names none; there are {', '.join(TARGETS)}")
         return self
+
+    @model_validator(mode="after")
+    def _training_first(self) -> Recipe:
+        graph_passes = 0
+        for step in self.passes:
+            if isinstance(step, Qat) and not graph_passes:
+                raise ValueError("'qat' starts from what 'quantize' found: put {use: quantize} in front of it")
+            if isinstance(step, Qat) and self.data.training is None:
+                raise ValueError("'qat' needs training data: name it under data.training")
+            if not isinstance(step, TrainingPass):
+                graph_passes += 1
+                continue
+            use = getattr(step, "use", "")
+            if graph_passes:
+                raise ValueError(f"'{use}' trains the module and must stand before the passes on the graph")
+            if self.model.factory is None:
+                raise ValueError(f"'{use}' trains a module, and needs model.factory (and weights)")
+            if step.needs_data() and self.data.training is None:
+                raise ValueError(f"'{use}' needs training data: name it under data.training")
+        return self
+
+    def training_passes(self) -> tuple[TrainingPass, ...]:
+        """Those on the module, in order."""
+        return tuple(step for step in self.passes if isinstance(step, TrainingPass))
+
+    def graph_passes(self) -> tuple[Pass, ...]:
+        """Those on the graph, in order."""
+        return tuple(step for step in self.passes if isinstance(step, Pass))
 
     def requested(self) -> dict[str, Target]:
         """Target name → target with its options, in the registry's order."""

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from edgeopt.pipeline.record import Report
 from edgeopt.report.table import ABOUT, COLUMNS, conversion, rows
+from edgeopt.report.training import summary
 
 PLAIN_WIDTH = 500
 """Columns where stdout is no terminal: a file or a pipe has no width, and a wrapped table cannot be read."""
@@ -35,7 +36,8 @@ def print_report(report: Report, out: Path, file: IO[str] | None = None) -> None
 
 
 def _below(report: Report, out: Path) -> list[str]:
-    lines = [f"{name}: {out / target.path}" for name, target in report.targets.items() if target.path is not None]
+    lines = [summary(record) for record in report.training]
+    lines += [f"{name}: {out / target.path}" for name, target in report.targets.items() if target.path is not None]
     for name, target in report.targets.items():
         if target.why is not None:
             lines.append(f"{name}: {target.status}: {target.why}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeopt.pipeline.record import Report
 from edgeopt.report.table import ABOUT, COLUMNS, conversion, rows
+from edgeopt.report.training import sections
 
 SCHEMA_FILE = "report.schema.json"
 """JSON Schema of ``report.json``, shipped beside this module; a test holds it equal to ``json_schema()``."""
@@ -79,6 +80,7 @@ def as_markdown(report: Report) -> str:
             if parity.located is not None:
                 said.append(parity.located.text)
         lines += [*(f"- {text}" for text in said), ""]
+    lines += sections(report)
     if report.quantization.kept:
         lines += ["## Quantization", ""]
         lines += _table(

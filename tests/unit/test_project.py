@@ -26,8 +26,12 @@ from edgeopt.pipeline.record import Manifest, Report
 from edgeopt.recipe.load import load_recipe
 from edgeopt.recipe.schema import Budget, Data, DataSource, ModelSource, ParityLimits, Recipe
 from edgeopt.targets.registry import TARGETS
+from edgeopt.training.registry import TRAINED_GRAPH_PASSES, TRAINING_PASSES
+from edgeopt.training.settings import Augment, Distillation, Teacher
 from edgeopt.types import Preprocess
 from tests.conftest import ROOT
+
+TRAINED = (*TRAINING_PASSES, *TRAINED_GRAPH_PASSES, Augment, Distillation, Teacher)
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -42,6 +46,8 @@ DOCUMENTS = (
     "docs/bench.md",
     "docs/recipe.md",
     "docs/report.md",
+    "docs/training.md",
+    "recipes/prune-distill-quantize/README.md",
     "recipes/quickstart/README.md",
 )
 IMPORTED_AS = {"pydantic_core": {"pydantic"}}
@@ -99,7 +105,7 @@ def test_every_import_is_declared():
         canonicalize_name(one.name)
         for one in declared(*(PROJECT["optional-dependencies"][e] for e in ("torch", "tensorflow", "coreml", "nncf")))
     }
-    optional_imports = {"torch", "tensorflow", "coremltools", "nncf", "onnxscript"}
+    optional_imports = {"torch", "tensorflow", "coremltools", "nncf", "onnxscript", "torch_pruning"}
     undeclared = set()
     for module in pkgutil.walk_packages(edgeopt.__path__, "edgeopt."):
         path = ROOT / (module.name.replace(".", "/") + ("/__init__.py" if module.ispkg else ".py"))
@@ -183,7 +189,8 @@ def test_documents_name_no_command_or_option_that_is_not_there():
 
 
 @pytest.mark.parametrize(
-    "kind", [Recipe, ModelSource, Data, DataSource, Preprocess, ParityLimits, Budget, *PASSES, *TARGETS.values()]
+    "kind",
+    [Recipe, ModelSource, Data, DataSource, Preprocess, ParityLimits, Budget, *PASSES, *TARGETS.values(), *TRAINED],
 )
 def test_every_key_of_a_recipe_is_documented(kind):
     text = (ROOT / "docs" / "recipe.md").read_text()
