@@ -1,0 +1,89 @@
+"""``L1``: the float graph against the integer reference, within what the same quantization can reach."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgeopt.gate import yardstick
+from edgeopt.gate.check import Figures, Said
+from edgeopt.gate.evidence import Evidence
+from edgeopt.gate.metric_noise import least_sqnr_db
+from edgeopt.gate.table_faults import table_faults
+from edgeopt.parity.compare import EXACT_DB
+from edgeopt.parity.levels import check_quantization
+from edgeopt.parity.localize import BEST_INT8_DB, JUMP_DB
+from edgeopt.pipeline.jobs import PARITY_SAMPLES
+from edgeopt.pipeline.verdict import LayerError
+
+ID = "parity-quantization"
+REASON = "quantization loses something on every model; more than it must lose is a fault in scales, weights or data"
+
+
+def run(evidence: Evidence, target: None) -> Said | None:
+    run, policy = evidence.run, evidence.policy.parity
+    if run.graph.quantization is None or not any(
+        scheme.startswith("int8") for scheme in run.graph.quantization.schemes.values()
+    ):
+        return None
+    report = check_quantization(run.graph, evidence.few(PARITY_SAMPLES))
+    details: list[str] = []
+    figures: Figures = {"sqnr_db": round(report.sqnr_db, 2)}
+    ours, limit, why = report.sqnr_db, policy.min_sqnr_db, "the policy asks for it"
+    if limit is None and (measured := yardstick.measure(evidence)) is not None:
+        limit = yardstick.required_db(measured, policy.yardstick_margin_db)
+        ours, why = measured.ours_db, f"{measured.how} reaches {measured.sqnr_db:.1f} dB"
+        figures["yardstick_db"] = round(measured.sqnr_db, 2)
+        details.append(
+            f"tolerance {limit:.1f} dB: {measured.how} reaches {measured.sqnr_db:.1f} dB on samples it did not "
+            f"see; less {policy.yardstick_margin_db:g} dB (twice the noise) and what chance makes; this run "
+            f"reaches {ours:.1f} dB on the same"
+        )
+    if (task := least_sqnr_db(evidence)) is not None:
+        figures["task_db"] = round(task, 2)
+        details.append(
+            f"below {task:.1f} dB, noise of that power on the float outputs loses more than "
+            f"{evidence.policy.metric.max_drop:.1%} of the answers"
+        )
+        if limit is None:
+            limit, why = task, "less loses more answers than the policy allows"
+    faults = table_faults(evidence)
+    layers = _layers(evidence)
+    more = {"layers": layers}
+    if limit is None:
+        return Said("inconclusive", f"L1 {ours:.1f} dB, and nothing to hold it against",
+                    remedy="Give evaluation data (8 samples or more) or `parity: {min_sqnr_db: …}`.",
+                    details=tuple(details), figures=figures, evidence=more)  # fmt: skip
+    figures["tolerance_db"] = round(limit, 2)
+    if np.isfinite(ours) and ours >= limit:
+        details += [f"seen besides: {fault.text}" for fault in faults[:3]]
+        shown = "exact" if ours >= EXACT_DB else f"{ours:.1f} dB"
+        return Said("pass", f"L1 {shown}, at least {limit:.1f}", details=tuple(details), figures=figures, evidence=more)
+    located = evidence.layer_errors.locate("L1", BEST_INT8_DB) if evidence.layer_errors is not None else None
+    layer, cause = (faults[0].layer, faults[0].text) if faults else (None, "quantization loses more than it must")
+    if not faults and located is not None:
+        layer, cause = located.node, located.text
+    details += [fault.text for fault in faults[1:4]]
+    if located is not None and located.node != layer:
+        details.append(located.text)
+    return Said(
+        "fail",
+        f"{cause}; L1 {ours:.1f} dB, at least {limit:.1f} ({why})",
+        remedy="Check calibration data and preprocessing; else keep the named layer in float "
+        "(`edgeopt gate RUN --bisect` finds the smallest set).",
+        details=tuple(details),
+        layer=layer,
+        figures=figures,
+        evidence=more,
+    )
+
+
+def _layers(evidence: Evidence) -> tuple[LayerError, ...]:
+    if evidence.layer_errors is None:
+        return ()
+    makers = {value.name: node.name or "" for node in evidence.run.graph.model.graph for value in node.outputs}
+    found = evidence.layer_errors.sqnr_db()
+    return tuple(
+        LayerError(tensor=name, node=makers.get(name, "input"), sqnr_db=round(decibel, 2))
+        for name, decibel in found.items()
+        if decibel > JUMP_DB - EXACT_DB
+    )
