@@ -36,7 +36,7 @@ def blur(pixels: Array, strength: float, random: np.random.Generator) -> Array:
         for axis in (1, 2):
             padded = np.pad(pixels, [(0, 0), *((1, 1) if a == axis else (0, 0) for a in (1, 2))], mode="edge")
             size = pixels.shape[axis]
-            pixels = np.mean([padded.take(range(k, k + size), axis) for k in range(3)], axis=0, dtype=np.float32)
+            pixels = np.stack([padded.take(range(k, k + size), axis) for k in range(3)]).mean(0, dtype=np.float32)
     return pixels
 
 
