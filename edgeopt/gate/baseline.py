@@ -31,7 +31,8 @@ class Tolerances(Frozen):
 
 
 class Figures(Frozen):
-    """Of one target. ``metric``: the task's, of ``samples`` samples; ``sqnr_db``: against float, end to end."""
+    """Of one target. ``metric``: the task's, of ``samples`` samples; ``sqnr_db``: against float, end to end;
+    ``float_ops``: weighted operators in float where int8 was asked."""
 
     metric: float | None = None
     samples: int | None = None
@@ -71,7 +72,7 @@ def figures_of(evidence: Evidence, target: str) -> Figures:
         samples=samples,
         sqnr_db=round(min(decibel, 300.0), 1),
         size_bytes=size.bytes_of(run.path(target)),
-        float_ops=None if realised is None else sum(realised.float_ops.values()),
+        float_ops=None if realised is None else len(realised.unasked_float),
         leftovers=None if realised is None else len(realised.leftovers),
     )
 
