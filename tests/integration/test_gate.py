@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -32,6 +33,8 @@ from edgeopt.runtimes.onnxruntime import Session
 from tests import tiny
 from tests.conftest import ROOT
 
+BROWSERS_OWN = re.compile(r"https?://([\w.-]+\.)?(google\.com|update\.googleapis\.com|gvt1\.com)/")
+"""What Chromium asks for by itself, whatever page it shows: time and updates of its parts."""
 QUICK = {"robustness": {"samples": 24}}
 
 
@@ -113,7 +116,9 @@ def test_a_good_run_passes(folder):
     assert any("yard" not in text and "calibrated on evaluation samples" in text
                for text in by_id["parity-quantization"].details)  # fmt: skip
     metric = result.evidence["onnx"].metric
-    assert metric.float_.value == pytest.approx(0.9, abs=0.01)  # one label in ten was changed
+    assert metric.float_.value == pytest.approx(
+        0.8, abs=0.01
+    )  # every tenth label was changed, all of them in this half
     assert metric.drop.low <= metric.drop.value <= metric.drop.high
 
 
@@ -124,17 +129,17 @@ def test_a_moved_run_is_judged_with_its_recipe(folder, tmp_path):
     assert edgeopt(asked) == 0
 
 
-def double_channel(table, node):
+def larger_channels(table, node):
     name = node.inputs[1].name
     weight = table.weights[name]
     scale = np.array(weight.params.scale)
-    scale[2] *= 4
+    scale[:4] *= 16
     params = QuantParams(scale, weight.params.zero_point, weight.params.axis)
     return replace(table, weights={**table.weights, name: QuantizedTensor(weight.integers, params)})
 
 
 def test_a_wrong_scale_in_the_table_is_named(spoilt):
-    layer = lower_again(spoilt, change_table=True, change=double_channel)
+    layer = lower_again(spoilt, change_table=True, change=larger_channels)
     sign_again(spoilt)
     result = judged(spoilt)
     check = next(c for c in result.checks if c.id == "parity-quantization")
@@ -144,7 +149,7 @@ def test_a_wrong_scale_in_the_table_is_named(spoilt):
 
 
 def test_a_wrong_scale_in_the_file_is_named(spoilt):
-    layer = lower_again(spoilt, change_table=False, change=double_channel)
+    layer = lower_again(spoilt, change_table=False, change=larger_channels)
     sign_again(spoilt)
     result = judged(spoilt)
     assert "parity-lowering" in failed(result)
@@ -153,7 +158,7 @@ def test_a_wrong_scale_in_the_file_is_named(spoilt):
 
 
 def test_a_file_that_was_changed_afterwards(spoilt):
-    lower_again(spoilt, change_table=False, change=double_channel)
+    lower_again(spoilt, change_table=False, change=larger_channels)
     assert "integrity" in failed(judged(spoilt))
 
 
@@ -183,7 +188,7 @@ def test_data_that_is_at_fault_is_named(spoilt, change, word):
 def test_a_regression_set_grows_and_holds(folder, spoilt, tmp_path):
     policy = tmp_path / "policy.yaml"
     policy.write_text("regression: {file: regression.json}\nrobustness: {samples: 0}\n")
-    lower_again(spoilt, change_table=False, change=double_channel)
+    lower_again(spoilt, change_table=False, change=larger_channels)
     sign_again(spoilt)
     assert edgeopt(["gate", str(spoilt / "out"), "--policy", str(policy), "--keep-failures"]) == 1
     kept = json.loads((tmp_path / "regression.json").read_text())["samples"]
@@ -260,7 +265,7 @@ def bad_result(folder, tmp_path_factory) -> tuple[GateResult, Path]:
     """A failed gate, and the folder with its reports."""
     copy = tmp_path_factory.mktemp("bad") / "copy"
     shutil.copytree(folder, copy)
-    lower_again(copy, change_table=True, change=double_channel)
+    lower_again(copy, change_table=True, change=larger_channels)
     sign_again(copy)
     out = copy / "out"
     files = [*("--junit", str(copy / "gate.xml")), *("--sarif", str(copy / "gate.sarif"))]
@@ -326,6 +331,8 @@ def test_the_page_in_a_browser(bad_result, tmp_path, width):
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     command = [
         *("chromium", *flags.split(), "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+        "--proxy-server=http://127.0.0.1:9",  # nothing gets out; it is logged all the same
+        "--disable-features=NetworkTimeServiceQuerying,OptimizationHints,Translate,MediaRouter",
         *(f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files", f"--log-net-log={net}"),
         *("--enable-logging=stderr", "--virtual-time-budget=3000", "--window-size=1400,1000", "--dump-dom"),
         f"file://{tmp_path / 'frame.html'}",
@@ -337,8 +344,9 @@ def test_the_page_in_a_browser(bad_result, tmp_path, width):
     assert int(title[1]) >= 3
     assert title[2].startswith("Failed")
     assert "CONSOLE" not in done.stderr
-    asked = {url for url in net.read_text().split('"url":"')[1:] if url.startswith(("http:", "https:", "ws"))}
-    assert not {url.partition('"')[0] for url in asked}
+    urls = {url.partition('"')[0] for url in net.read_text().split('"url":"')[1:]}
+    fetched = {url for url in urls if url.startswith(("http:", "https:", "ws:", "wss:"))}
+    assert not {url for url in fetched if not BROWSERS_OWN.match(url)}
 
 
 def test_the_action_calls_what_is_there():

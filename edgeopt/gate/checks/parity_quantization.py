@@ -8,7 +8,7 @@ from edgeopt.gate import yardstick
 from edgeopt.gate.check import Figures, Said
 from edgeopt.gate.evidence import Evidence
 from edgeopt.gate.metric_noise import least_sqnr_db
-from edgeopt.gate.table_faults import table_faults
+from edgeopt.gate.table_faults import computed_by, wrong_grids, wrong_weights
 from edgeopt.parity.compare import EXACT_DB
 from edgeopt.parity.levels import check_quantization
 from edgeopt.parity.localize import BEST_INT8_DB, JUMP_DB
@@ -46,7 +46,8 @@ def run(evidence: Evidence, target: None) -> Said | None:
         )
         if limit is None:
             limit, why = task, "less loses more answers than the policy allows"
-    faults = table_faults(evidence)
+    weights = wrong_weights(evidence)
+    faults = [*weights, *wrong_grids(evidence)]
     layers = _layers(evidence)
     more = {"layers": layers}
     if limit is None:
@@ -54,20 +55,21 @@ def run(evidence: Evidence, target: None) -> Said | None:
                     remedy="Give evaluation data (8 samples or more) or `parity: {min_sqnr_db: …}`.",
                     details=tuple(details), figures=figures, evidence=more)  # fmt: skip
     figures["tolerance_db"] = round(limit, 2)
-    if np.isfinite(ours) and ours >= limit:
+    if np.isfinite(ours) and ours >= limit and not weights:
         details += [f"seen besides: {fault.text}" for fault in faults[:3]]
         shown = "exact" if ours >= EXACT_DB else f"{ours:.1f} dB"
         return Said("pass", f"L1 {shown}, at least {limit:.1f}", details=tuple(details), figures=figures, evidence=more)
     located = evidence.layer_errors.locate("L1", BEST_INT8_DB) if evidence.layer_errors is not None else None
     layer, cause = (faults[0].layer, faults[0].text) if faults else (None, "quantization loses more than it must")
     if not faults and located is not None:
-        layer, cause = located.node, located.text
+        layer = located.node
+        cause = located.text.replace(located.node, computed_by(run.graph.model, located.node), 1)
     details += [fault.text for fault in faults[1:4]]
     if located is not None and located.node != layer:
         details.append(located.text)
     return Said(
         "fail",
-        f"{cause}; L1 {ours:.1f} dB, at least {limit:.1f} ({why})",
+        f"{cause}; L1 {ours:.1f} dB, expected at least {limit:.1f} ({why})",
         remedy="Check calibration data and preprocessing; else keep the named layer in float "
         "(`edgeopt gate RUN --bisect` finds the smallest set).",
         details=tuple(details),
