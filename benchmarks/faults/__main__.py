@@ -73,9 +73,18 @@ def outcome(base: Base, case: cases.Case, clean: list[Harm]) -> Outcome:
     verdict, headline, failed = judged(case.out)
     shutil.rmtree(case.out)
     return Outcome(
-        base.name, case.kind, case.seed, case.target, found.sqnr_db, found.agreement,
-        case.always_counts or (bool(clean) and counts(found, clean)), verdict, cases.named(case, headline), headline, failed,
-    )  # fmt: skip
+        model=base.name,
+        kind=case.kind,
+        seed=case.seed,
+        target=case.target,
+        sqnr_db=found.sqnr_db,
+        agreement=found.agreement,
+        counts=case.always_counts or (bool(clean) and counts(found, clean)),
+        verdict=verdict,
+        named=cases.named(case, headline),
+        headline=headline,
+        failed=failed,
+    )
 
 
 def run_model(name: str, kinds: list[str], seeds: int, clean: int, log) -> list[Outcome]:
@@ -89,9 +98,9 @@ def run_model(name: str, kinds: list[str], seeds: int, clean: int, log) -> list[
         made.append(one)
         log.write(json.dumps(asdict(one)) + "\n")
         log.flush()
-        what = one.kind or "clean"
-        print(f"{name} {one.target} {what} {one.seed}: {one.sqnr_db:.1f} dB, {one.agreement:.1f} % agree, "
-              f"{'counts' if one.counts else 'does not count'}, {one.verdict}: {one.headline[:160]}", file=sys.stderr)  # fmt: skip
+        harmed = f"{one.sqnr_db:.1f} dB, {one.agreement:.1f} % agree, {'counts' if one.counts else 'does not count'}"
+        what = f"{name} {one.target} {one.kind or 'clean'} {one.seed}"
+        print(f"{what}: {harmed}, {one.verdict}: {one.headline[:160]}", file=sys.stderr, flush=True)
 
     for case in cases.clean(base, clean, work):
         note(outcome(base, case, []))
@@ -123,10 +132,10 @@ def table(found: list[Outcome]) -> str:
         counting = [o for o in every if o.counts]
         caught = [o for o in counting if o.verdict in ("fail", "error")]
         other = [o for o in every if not o.counts]
-        lines.append(
-            f"| {kind} | {'yes' if kind in split.HELD_OUT_KINDS else ''} | {len(every)} | {len(counting)} | {len(caught)} | "
-            f"{sum(o.named for o in caught)} | {sum(o.verdict == 'fail' for o in other)} of {len(other)} |"
-        )
+        held_out = "yes" if kind in split.HELD_OUT_KINDS else ""
+        failed = f"{sum(o.verdict == 'fail' for o in other)} of {len(other)}"
+        named = sum(o.named for o in caught)
+        lines.append(f"| {kind} | {held_out} | {len(every)} | {len(counting)} | {len(caught)} | {named} | {failed} |")
     return "\n".join([*lines, "", *_summary(found)])
 
 
@@ -144,10 +153,10 @@ def _summary(found: list[Outcome]) -> list[str]:
         counting = [o for o in found if o.kind and o.counts and wanted(o)]
         caught = [o for o in counting if o.verdict in ("fail", "error")]
         if counting:
-            lines.append(
-                f"- {name}: {len(caught)} of {len(counting)} counting faults caught ({len(caught) / len(counting):.1%}), cause or "
-                f"layer named in {sum(o.named for o in caught)} ({sum(o.named for o in caught) / max(len(caught), 1):.1%})"
-            )
+            named = sum(o.named for o in caught)
+            share, named_share = len(caught) / len(counting), named / max(len(caught), 1)
+            text = f"- {name}: {len(caught)} of {len(counting)} counting faults caught ({share:.1%})"
+            lines.append(f"{text}, cause or layer named in {named} ({named_share:.1%})")
     clean = [o for o in found if not o.kind]
     alarms = [o for o in clean if o.verdict in ("fail", "error")]
     if clean:
@@ -156,10 +165,9 @@ def _summary(found: list[Outcome]) -> list[str]:
         )
     lines += [f"- false alarm: {o.model} {o.target} {o.seed} ({o.sqnr_db:.1f} dB): {o.headline}" for o in alarms]
     missed = [o for o in found if o.kind and o.counts and o.verdict not in ("fail", "error")]
-    lines += [
-        f"- missed: {o.kind} {o.seed} on {o.model} {o.target}: {o.sqnr_db:.1f} dB, {o.agreement:.1f} % agree; {o.headline}"
-        for o in missed
-    ]
+    for o in missed:
+        where = f"{o.kind} {o.seed} on {o.model} {o.target}"
+        lines.append(f"- missed: {where}: {o.sqnr_db:.1f} dB, {o.agreement:.1f} % agree; {o.headline}")
     return lines
 
 

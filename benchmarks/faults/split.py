@@ -1,4 +1,4 @@
-"""Which kinds and models the gate was developed with, and which were held out. Fixed beforehand; do not tune on the latter."""
+"""Which kinds and models the gate was developed with, and which were held out. Fixed beforehand: not to be tuned on."""
 
 DEVELOPMENT_MODELS = ("quickstart", "vww")
 HELD_OUT_MODELS = ("resnet20", "mobilenet_v1")

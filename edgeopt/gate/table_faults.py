@@ -12,12 +12,13 @@ import onnx_ir as ir
 from edgeopt.gate.differing_layer import exposed
 from edgeopt.gate.evidence import Evidence, Located
 from edgeopt.graph.model import constant
-from edgeopt.graph.placement import FUSED_ACTIVATIONS, WEIGHTED
+from edgeopt.graph.placement import FUSED_ACTIVATIONS, POOLS, WEIGHTED
 from edgeopt.graph.quantization import Quantization, QuantizedTensor
 from edgeopt.parity.localize import LOCALIZE_SAMPLES
 from edgeopt.runtimes.onnxruntime import Session
 
 FIT_ROUNDS = 4
+PASSED_THROUGH = 6
 UNCOMPENSATED = 0.35
 """Of the logarithm: a factor of 1.4. Rounding moves the fitted factor of a channel by a few hundredths."""
 WEIGHT_STEPS = 2.0
@@ -145,22 +146,22 @@ def _uncompensated(model: ir.Model, gains: dict[str, Gains]) -> Iterator[Located
                     channel = int(apart.argmax())
                     yield Located(
                         path[0],
-                        f"weights of node {path[0]}: channel {channel} is {relative[channel]:.2f} times what the layers "
-                        f"behind it expect ({' → '.join(path)})",
+                        f"weights of node {path[0]}: channel {channel} is {relative[channel]:.2f} times what the "
+                        f"layers behind it expect ({' → '.join(path)})",
                     )
             break
 
 
 def _reader(node: ir.Node) -> ir.Node | None:
-    """The one weighted node that reads what ``node`` makes, through an activation function if there is one."""
-    for _ in range(3):
+    """The one weighted node that reads what ``node`` makes, through what keeps channels as they are."""
+    for _ in range(PASSED_THROUGH):
         uses = list(node.outputs[0].uses())
         if len(uses) != 1:
             return None
         node = uses[0].node
         if node.op_type in WEIGHTED:
             return node
-        if node.op_type not in FUSED_ACTIVATIONS:
+        if node.op_type not in (*FUSED_ACTIVATIONS, *POOLS, "MaxPool", "Flatten", "Reshape", "Squeeze"):
             return None
     return None
 

@@ -129,17 +129,24 @@ def test_a_moved_run_is_judged_with_its_recipe(folder, tmp_path):
     assert edgeopt(asked) == 0
 
 
-def larger_channels(table, node):
+def larger_channel(table, node):
     name = node.inputs[1].name
     weight = table.weights[name]
     scale = np.array(weight.params.scale)
-    scale[:4] *= 16
+    scale[2] *= 64
     params = QuantParams(scale, weight.params.zero_point, weight.params.axis)
     return replace(table, weights={**table.weights, name: QuantizedTensor(weight.integers, params)})
 
 
+def swapped_classes(table, node):
+    name = list(table.weights)[-1]
+    weight = table.weights[name]
+    turned = np.ascontiguousarray(np.flip(weight.integers, weight.params.axis))
+    return replace(table, weights={**table.weights, name: QuantizedTensor(turned, weight.params)})
+
+
 def test_a_wrong_scale_in_the_table_is_named(spoilt):
-    layer = lower_again(spoilt, change_table=True, change=larger_channels)
+    layer = lower_again(spoilt, change_table=True, change=larger_channel)
     sign_again(spoilt)
     result = judged(spoilt)
     check = next(c for c in result.checks if c.id == "parity-quantization")
@@ -149,7 +156,7 @@ def test_a_wrong_scale_in_the_table_is_named(spoilt):
 
 
 def test_a_wrong_scale_in_the_file_is_named(spoilt):
-    layer = lower_again(spoilt, change_table=False, change=larger_channels)
+    layer = lower_again(spoilt, change_table=False, change=larger_channel)
     sign_again(spoilt)
     result = judged(spoilt)
     assert "parity-lowering" in failed(result)
@@ -158,7 +165,7 @@ def test_a_wrong_scale_in_the_file_is_named(spoilt):
 
 
 def test_a_file_that_was_changed_afterwards(spoilt):
-    lower_again(spoilt, change_table=False, change=larger_channels)
+    lower_again(spoilt, change_table=False, change=larger_channel)
     assert "integrity" in failed(judged(spoilt))
 
 
@@ -188,7 +195,7 @@ def test_data_that_is_at_fault_is_named(spoilt, change, word):
 def test_a_regression_set_grows_and_holds(folder, spoilt, tmp_path):
     policy = tmp_path / "policy.yaml"
     policy.write_text("regression: {file: regression.json}\nrobustness: {samples: 0}\n")
-    lower_again(spoilt, change_table=False, change=larger_channels)
+    lower_again(spoilt, change_table=False, change=swapped_classes)
     sign_again(spoilt)
     assert edgeopt(["gate", str(spoilt / "out"), "--policy", str(policy), "--keep-failures"]) == 1
     kept = json.loads((tmp_path / "regression.json").read_text())["samples"]
@@ -265,7 +272,7 @@ def bad_result(folder, tmp_path_factory) -> tuple[GateResult, Path]:
     """A failed gate, and the folder with its reports."""
     copy = tmp_path_factory.mktemp("bad") / "copy"
     shutil.copytree(folder, copy)
-    lower_again(copy, change_table=True, change=larger_channels)
+    lower_again(copy, change_table=True, change=larger_channel)
     sign_again(copy)
     out = copy / "out"
     files = [*("--junit", str(copy / "gate.xml")), *("--sarif", str(copy / "gate.sarif"))]
