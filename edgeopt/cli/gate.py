@@ -39,8 +39,9 @@ JSON_FILE = "gate.json"
 @click.option("--github", is_flag=True, help="Annotate the pull request, and fill the step summary.")
 @click.option("--keep-failures", is_flag=True, help="Add samples that flipped to the policy's regression file.")
 @click.option("--localize", is_flag=True, help="Say which layers lose most, also if all is well.")
+@click.option("--bisect", "bisect_wanted", is_flag=True, help="If it fails: the smallest set of layers to keep float.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print the result as one JSON document.")
-def command(run: Path, json_wanted: bool, github: bool, **options: Any) -> int:
+def command(run: Path, json_wanted: bool, github: bool, bisect_wanted: bool, **options: Any) -> int:
     """Judge a finished run by running its artifacts again.
 
     RUN is the output folder of `edgeopt convert`. Writes gate.json, report.md, report.html and the model card into it.
@@ -64,8 +65,41 @@ def command(run: Path, json_wanted: bool, github: bool, **options: Any) -> int:
         assert policy.regression.file is not None
         _write(policy.regression.file, judged.regression)
         click.echo(f"regression set: {policy.regression.file}", err=True)
-    return show(judged.result, run, json_wanted=json_wanted, github=github, junit=options["junit"],
-                sarif=options["sarif"])  # fmt: skip
+    files = {"junit": options["junit"], "sarif": options["sarif"]}
+    code = show(judged.result, run, json_wanted=json_wanted, github=github, **files)
+    if bisect_wanted and code:
+        _bisect(run, judged.result, policy, baseline, options["recipe"], err=json_wanted)
+    return code
+
+
+def _bisect(
+    run: Path, result: GateResult, policy: Policy, baseline: Path | None, recipe: Path | None, *, err: bool
+) -> None:
+    """Search, print what was found. The exit code stays: the run that was judged has failed."""
+    import tempfile
+
+    from edgeopt.cli.progress import showing
+    from edgeopt.gate.bisect import bisect
+    from edgeopt.gate.run_folder import read_run
+
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as work, showing():
+        found = bisect(
+            read_run(run, recipe),
+            result,
+            lambda out: judge_in_worker(out, policy, baseline=baseline).result,
+            Path(work),
+        )
+    if found.kept is None:
+        click.echo(f"bisect: no set of layers passes, so quantization is not the cause: {found.headline}", err=err)
+    elif not found.kept:
+        click.echo(f"bisect: {found.headline}", err=err)
+    else:
+        click.echo(
+            f"bisect: with {len(found.kept)} layers in float it passes ({found.runs} conversions judged):", err=err
+        )
+        click.echo(found.patch, nl=False, err=err)
+        for text in found.costs:
+            click.echo(f"cost: {text}", err=err)
 
 
 def judge_in_worker(run: Path, policy: Policy, **asked: Any) -> Judged:

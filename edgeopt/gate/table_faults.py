@@ -87,11 +87,10 @@ def _compared(real: npt.NDArray[np.float32], stored: QuantizedTensor) -> tuple[s
         return f"shape {list(stored.integers.shape)}, in float {list(real.shape)}", None
     axis = stored.params.axis or 0
     channels = real.shape[axis]
-    right, made = (
-        np.moveaxis(x, axis, 0).reshape(channels, -1).astype(np.float64) for x in (real, stored.dequantize())
-    )
     inner = np.moveaxis(real, axis, 0).shape[1] if real.ndim > 1 else 1
-    right, made = (x.reshape(channels, inner, -1) for x in (right, made))
+    right, made = (
+        np.moveaxis(x, axis, 0).reshape(channels, inner, -1).astype(np.float64) for x in (real, stored.dequantize())
+    )
     out, into = np.ones((channels, 1, 1)), np.ones((1, inner, 1))
     for _ in range(FIT_ROUNDS):
         out = _fitted(right * into, made, (1, 2))

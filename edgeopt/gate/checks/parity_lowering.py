@@ -34,6 +34,7 @@ def run(evidence: Evidence, target: str) -> Said:
             tolerance=limits.tolerance,
             min_sqnr_db=limits.min_sqnr_db,
             min_top1_agreement=limits.min_top1_agreement,
+            localize=evidence.localize,
         )
     except (EdgeoptError, ValueError, KeyError) as problem:
         return Said(
@@ -52,6 +53,8 @@ def run(evidence: Evidence, target: str) -> Said:
         shown = f"L2 {report.sqnr_db:.1f} dB"
         if report.within_one_step is not None:
             shown += f", {report.within_one_step:.2%} of segment values within one step"
+        if evidence.localize and report.located is not None:
+            details.append(f"the layer that loses most: {report.located.text}")
         return Said("pass", shown, details=tuple(details), figures=figures)
     layer, text = _cause(run.graph.model, report)
     return Said(

@@ -6,17 +6,21 @@ import numpy as np
 
 from edgeopt.gate import yardstick
 from edgeopt.gate.check import Figures, Said
+from edgeopt.gate.differing_layer import exposed
 from edgeopt.gate.evidence import Evidence
 from edgeopt.gate.metric_noise import least_sqnr_db
 from edgeopt.gate.table_faults import computed_by, wrong_grids, wrong_weights
 from edgeopt.parity.compare import EXACT_DB
 from edgeopt.parity.levels import check_quantization
-from edgeopt.parity.localize import BEST_INT8_DB, JUMP_DB
+from edgeopt.parity.localize import BEST_INT8_DB, JUMP_DB, LOCALIZE_SAMPLES
 from edgeopt.pipeline.jobs import PARITY_SAMPLES
-from edgeopt.pipeline.verdict import LayerError
+from edgeopt.pipeline.verdict import Histogram, LayerError
+from edgeopt.runtimes.onnxruntime import Session
 
 ID = "parity-quantization"
 REASON = "quantization loses something on every model; more than it must lose is a fault in scales, weights or data"
+
+SHOWN, BINS = 4, 48
 
 
 def run(evidence: Evidence, target: None) -> Said | None:
@@ -48,8 +52,8 @@ def run(evidence: Evidence, target: None) -> Said | None:
             limit, why = task, "less loses more answers than the policy allows"
     weights = wrong_weights(evidence)
     faults = [*weights, *wrong_grids(evidence)]
-    layers = _layers(evidence)
-    more = {"layers": layers}
+    located = evidence.layer_errors.locate("L1", BEST_INT8_DB) if evidence.layer_errors is not None else None
+    more = {"layers": _layers(evidence), "histograms": _histograms(evidence)}
     if limit is None:
         return Said("inconclusive", f"L1 {ours:.1f} dB, and nothing to hold it against",
                     remedy="Give evaluation data (8 samples or more) or `parity: {min_sqnr_db: …}`.",
@@ -57,9 +61,10 @@ def run(evidence: Evidence, target: None) -> Said | None:
     figures["tolerance_db"] = round(limit, 2)
     if np.isfinite(ours) and ours >= limit and not weights:
         details += [f"seen besides: {fault.text}" for fault in faults[:3]]
+        if evidence.localize and located is not None:
+            details.append(f"the layer that loses most: {located.text}")
         shown = "exact" if ours >= EXACT_DB else f"{ours:.1f} dB"
         return Said("pass", f"L1 {shown}, at least {limit:.1f}", details=tuple(details), figures=figures, evidence=more)
-    located = evidence.layer_errors.locate("L1", BEST_INT8_DB) if evidence.layer_errors is not None else None
     layer, cause = (faults[0].layer, faults[0].text) if faults else (None, "quantization loses more than it must")
     if not faults and located is not None:
         layer = located.node
@@ -89,3 +94,29 @@ def _layers(evidence: Evidence) -> tuple[LayerError, ...]:
         for name, decibel in found.items()
         if decibel > JUMP_DB - EXACT_DB
     )
+
+
+def _histograms(evidence: Evidence) -> tuple[Histogram, ...]:
+    """Of the tensors that are furthest from float: values, and what their grids make of them."""
+    table, errors = evidence.run.graph.quantization, evidence.layer_errors
+    if table is None or errors is None:
+        return ()
+    made = {value.name for node in evidence.run.graph.model.graph for value in node.outputs}
+    worst = sorted((d, name) for name, d in errors.sqnr_db().items() if name in made)[:SHOWN]
+    names = [name for _, name in worst]
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    with Session(exposed(evidence.run.graph.model, names)) as session:
+        for feed in evidence.few(LOCALIZE_SAMPLES):
+            for name, array in session.run(feed, names).items():
+                seen[name].append(array.ravel())
+    found = []
+    for name, parts in seen.items():
+        values, params = np.concatenate(parts), table.activations[name]
+        low, high = float(values.min()), float(values.max())
+        if not high > low:
+            continue
+        rounded = params.dequantize(params.quantize(values))
+        counts = [np.histogram(array, BINS, (low, high))[0] for array in (values, rounded)]
+        float_, quantized = (tuple(int(count) for count in one) for one in counts)
+        found.append(Histogram(tensor=name, low=low, high=high, float_=float_, quantized=quantized))
+    return tuple(found)
