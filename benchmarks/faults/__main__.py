@@ -40,27 +40,30 @@ class Outcome:
     named: bool
     headline: str
     failed: tuple[str, ...]
+    figures: dict
+    """Of the quantization check: its own SQNR, the yardstick's, the tolerance."""
 
 
 def _judge(out: Path, answer) -> None:
     try:
         result = judge(GateJob(out, POLICY)).result
         failed = tuple(c.id for c in result.checks if c.verdict == "fail")
-        answer.send((result.verdict, result.headline, failed))
+        figures = next((c.figures for c in result.checks if c.id == "parity-quantization"), {})
+        answer.send((result.verdict, result.headline, failed, figures))
     except Exception as error:
-        answer.send(("error", f"{type(error).__name__}: {error}", ()))
+        answer.send(("error", f"{type(error).__name__}: {error}", (), {}))
 
 
-def judged(out: Path) -> tuple[str, str, tuple[str, ...]]:
+def judged(out: Path) -> tuple[str, str, tuple[str, ...], dict]:
     """In a process of its own, as the command does: a broken file may crash its runtime."""
     here, there = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(target=_judge, args=(out, there))
     child.start()
     there.close()
     try:
-        return here.recv() if here.poll(LIMIT_S) else ("error", "time limit", ())
+        return here.recv() if here.poll(LIMIT_S) else ("error", "time limit", (), {})
     except EOFError:
-        return "error", "the process died", ()
+        return "error", "the process died", (), {}
     finally:
         if child.is_alive():
             child.join(5)
@@ -70,7 +73,7 @@ def judged(out: Path) -> tuple[str, str, tuple[str, ...]]:
 def outcome(base: Base, case: cases.Case, clean: list[Harm]) -> Outcome:
     artifact = next((case.out / case.target).glob("model.*"))
     found = harm(base.source, artifact, base.unseen, case.given)
-    verdict, headline, failed = judged(case.out)
+    verdict, headline, failed, figures = judged(case.out)
     shutil.rmtree(case.out)
     return Outcome(
         model=base.name,
@@ -84,6 +87,7 @@ def outcome(base: Base, case: cases.Case, clean: list[Harm]) -> Outcome:
         named=cases.named(case, headline),
         headline=headline,
         failed=failed,
+        figures=figures,
     )
 
 

@@ -17,7 +17,7 @@ from edgeopt.graph.quantization import Quantization, QuantizedTensor
 from edgeopt.parity.localize import LOCALIZE_SAMPLES
 from edgeopt.runtimes.onnxruntime import Session
 
-FIT_ROUNDS = 4
+FIT_ROUNDS = 16
 PASSED_THROUGH = 6
 UNCOMPENSATED = 0.35
 """Of the logarithm: a factor of 1.4. Rounding moves the fitted factor of a channel by a few hundredths."""
@@ -32,7 +32,8 @@ SPREAD = 4
 
 
 def wrong_weights(evidence: Evidence) -> list[Located]:
-    """Weights and biases that are not those of the float graph, in graph order. No right table has any."""
+    """Weights and biases that are not those of the float graph, in graph order. A channel that contributes nothing may
+    be among them in a right table too, so they explain a loss and are none."""
     graph = evidence.run.graph
     return list(_weights(graph.model, graph.quantization or Quantization()))
 
@@ -88,22 +89,23 @@ def _compared(real: npt.NDArray[np.float32], stored: QuantizedTensor) -> tuple[s
     axis = stored.params.axis or 0
     channels = real.shape[axis]
     inner = np.moveaxis(real, axis, 0).shape[1] if real.ndim > 1 else 1
+    steps = np.broadcast_to(np.asarray(stored.params.scale, np.float64).reshape(-1, 1, 1), (channels, 1, 1))
+    # Both in steps, so that every channel weighs the same whatever its scale.
     right, made = (
-        np.moveaxis(x, axis, 0).reshape(channels, inner, -1).astype(np.float64) for x in (real, stored.dequantize())
+        np.moveaxis(x, axis, 0).reshape(channels, inner, -1).astype(np.float64) / steps
+        for x in (real, stored.dequantize())
     )
     out, into = np.ones((channels, 1, 1)), np.ones((1, inner, 1))
     for _ in range(FIT_ROUNDS):
         out = _fitted(right * into, made, (1, 2))
         if inner > 1:
             into = _fitted(right * out, made, (0, 2))
-    steps = np.broadcast_to(np.asarray(stored.params.scale, np.float64).reshape(-1), (channels,))
     error = np.abs(made - right * out * into).reshape(channels, -1)
-    worst_of = np.sqrt(np.square(error).mean(1)) / steps
+    worst_of = np.sqrt(np.square(error).mean(1))
     # Clipped outliers leave a large error in one place of a channel that is otherwise right.
-    wrong = np.flatnonzero((worst_of > WEIGHT_STEPS) & (np.median(error, 1) / steps > WEIGHT_STEPS / 4))
-    dead = np.flatnonzero(
-        (np.abs(made).reshape(channels, -1).max(1) == 0) & (np.abs(right).reshape(channels, -1).max(1) > steps)
-    )
+    wrong = np.flatnonzero((worst_of > WEIGHT_STEPS) & (np.median(error, 1) > WEIGHT_STEPS / 4))
+    largest = [np.abs(x).reshape(channels, -1).max(1) for x in (made, right)]
+    dead = np.flatnonzero((largest[0] == 0) & (largest[1] > 1))
     if len(dead) and len(dead) < channels:
         return f"channel {dead[0]} is all zero, and not so in float", None
     turned = np.flatnonzero(out.ravel() < 0)
@@ -139,8 +141,9 @@ def _uncompensated(model: ir.Model, gains: dict[str, Gains]) -> Iterator[Located
                 continue
             if len(theirs.into) == len(product):
                 relative = product * theirs.into
-                relative = relative / np.median(relative)
-                apart = np.abs(np.log(np.maximum(relative, 1e-9)))
+                alive = relative > 0  # a channel smaller than one step may well round to nothing
+                relative = relative / (np.median(relative[alive]) if alive.any() else 1.0)
+                apart = np.where(alive, np.abs(np.log(np.where(alive, relative, 1.0))), 0.0)
                 if apart.max() > UNCOMPENSATED:
                     channel = int(apart.argmax())
                     yield Located(

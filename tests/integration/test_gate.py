@@ -262,6 +262,27 @@ def test_a_bad_request(folder, capsys, options, said):
     assert said in capsys.readouterr().err
 
 
+def test_bisect_finds_what_to_keep_in_float(folder, tmp_path, capsys):
+    """Asked for more than int8 can give, it says which layers, and the patched recipe then passes."""
+    shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("out"))
+    recipe = YAML().load(tmp_path / "copy" / "recipe.yaml")
+    recipe["targets"] = {"onnx": {}}
+    YAML().dump(recipe, tmp_path / "copy" / "recipe.yaml")
+    out = tmp_path / "out"
+    assert edgeopt(["convert", str(tmp_path / "copy"), "--out", str(out)]) == 0
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("parity: {min_sqnr_db: 51}\nskip: [robustness, confidence, slices, preprocessing]\n")
+    capsys.readouterr()
+    assert edgeopt(["gate", str(out), "--policy", str(policy), "--bisect"]) == 1
+    said = capsys.readouterr().out
+    patch = YAML(typ="safe").load(said[said.index("passes:") : said.index("cost:")])
+    (kept,) = (step["keep_float"] for step in patch["passes"])
+    assert 1 <= len(kept) <= 3
+    names = [option for name in kept for option in ("--keep-float", name)]
+    assert edgeopt(["convert", str(tmp_path / "copy"), "--out", str(tmp_path / "again"), *names]) == 0
+    assert edgeopt(["gate", str(tmp_path / "again"), "--policy", str(policy)]) == 0
+
+
 def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert edgeopt(["gate", str(tmp_path)]) == 2
     assert "edgeopt convert" in capsys.readouterr().err

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgeopt.gate import evidence as gate
 from edgeopt.gate import yardstick
 from edgeopt.gate.check import Figures, Said
 from edgeopt.gate.differing_layer import exposed
 from edgeopt.gate.evidence import Evidence
 from edgeopt.gate.metric_noise import least_sqnr_db
 from edgeopt.gate.table_faults import computed_by, wrong_grids, wrong_weights
+from edgeopt.parity import compare as parity
 from edgeopt.parity.compare import EXACT_DB
 from edgeopt.parity.levels import check_quantization
 from edgeopt.parity.localize import BEST_INT8_DB, JUMP_DB, LOCALIZE_SAMPLES
@@ -39,7 +41,7 @@ def run(evidence: Evidence, target: None) -> Said | None:
         figures["yardstick_db"] = round(measured.sqnr_db, 2)
         details.append(
             f"tolerance {limit:.1f} dB: {measured.how} reaches {measured.sqnr_db:.1f} dB on samples it did not "
-            f"see; less {policy.yardstick_margin_db:g} dB (twice the noise) and what chance makes; this run "
+            f"see; less {policy.yardstick_margin_db:g} dB and what chance makes; this run "
             f"reaches {ours:.1f} dB on the same"
         )
     if (task := least_sqnr_db(evidence)) is not None:
@@ -50,8 +52,7 @@ def run(evidence: Evidence, target: None) -> Said | None:
         )
         if limit is None:
             limit, why = task, "less loses more answers than the policy allows"
-    weights = wrong_weights(evidence)
-    faults = [*weights, *wrong_grids(evidence)]
+    faults = [*wrong_weights(evidence), *wrong_grids(evidence)]
     located = evidence.layer_errors.locate("L1", BEST_INT8_DB) if evidence.layer_errors is not None else None
     more = {"layers": _layers(evidence), "histograms": _histograms(evidence)}
     if limit is None:
@@ -59,18 +60,15 @@ def run(evidence: Evidence, target: None) -> Said | None:
                     remedy="Give evaluation data (8 samples or more) or `parity: {min_sqnr_db: …}`.",
                     details=tuple(details), figures=figures, evidence=more)  # fmt: skip
     figures["tolerance_db"] = round(limit, 2)
-    if np.isfinite(ours) and ours >= limit and not weights:
+    if np.isfinite(ours) and ours >= limit:
         details += [f"seen besides: {fault.text}" for fault in faults[:3]]
         if evidence.localize and located is not None:
             details.append(f"the layer that loses most: {located.text}")
         shown = "exact" if ours >= EXACT_DB else f"{ours:.1f} dB"
         return Said("pass", f"L1 {shown}, at least {limit:.1f}", details=tuple(details), figures=figures, evidence=more)
-    layer, cause = (faults[0].layer, faults[0].text) if faults else (None, "quantization loses more than it must")
-    if not faults and located is not None:
-        layer = located.node
-        cause = located.text.replace(located.node, computed_by(run.graph.model, located.node), 1)
-    details += [fault.text for fault in faults[1:4]]
-    if located is not None and located.node != layer:
+    layer, cause = _cause(evidence, faults, located)
+    details += [fault.text for fault in faults[:4] if fault.text != cause]
+    if located is not None and located.text != cause:
         details.append(located.text)
     return Said(
         "fail",
@@ -82,6 +80,21 @@ def run(evidence: Evidence, target: None) -> Said | None:
         figures=figures,
         evidence=more,
     )
+
+
+def _cause(evidence: Evidence, faults: list[gate.Located], jump: parity.Located | None) -> tuple[str | None, str]:
+    """The layer and what is wrong there: what the table shows, where the error jumps at the same place.
+
+    Channels that contribute nothing may hold anything, so what looks wrong in a table alone need not be the cause.
+    """
+    if jump is None:
+        return (faults[0].layer, faults[0].text) if faults else (None, "quantization loses more than it must")
+    named = computed_by(evidence.run.graph.model, jump.node)
+    nodes = {jump.node, named.partition(" (of ")[2].rstrip(")") or named}
+    agreeing = [fault for fault in faults if fault.layer in nodes or any(f"→ {node}" in fault.text for node in nodes)]
+    if agreeing:
+        return agreeing[0].layer, agreeing[0].text
+    return jump.node, jump.text.replace(jump.node, named, 1)
 
 
 def _layers(evidence: Evidence) -> tuple[LayerError, ...]:
