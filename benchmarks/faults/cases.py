@@ -136,6 +136,8 @@ NAMES = {
     "outputs_permuted": ("permuted",),
     "output_constant": ("constant", "never changes"),
     "logits": ("confidence",),
+    "class_zeroed": ("never changes",),
+    "weights_rolled": ("permuted",),
     "per_tensor": ("steps off", "jumps", "expect"),
 }
 """Words of the first line that name the cause, where it is no layer; by the beginning of the kind's name."""

@@ -33,10 +33,11 @@ Outputs = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Located:
-    """A cause that a parity check found: the layer, and what is wrong with it in words."""
+    """What looks wrong in a table: the layer, what it is in words, and the last layer that can make up for it."""
 
-    layer: str | None
+    layer: str
     text: str
+    until: str
 
 
 class Evidence:

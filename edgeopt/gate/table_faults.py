@@ -59,17 +59,20 @@ def _weights(model: ir.Model, table: Quantization) -> Iterator[Located]:
     for node in model.graph:
         if table.scheme(node) == "fp32" or len(node.inputs) < 2 or node.inputs[1] is None:
             continue
+        reader = _reader(node)
+        behind = (node if reader is None else reader).name or ""
         real, stored = constant(node.inputs[1]), table.weights.get(node.inputs[1].name or "")
         if real is not None and stored is not None:
             text, fitted = _compared(real, stored)
             if text:
-                yield Located(node.name, f"weights of node {node.name}: {text}")
+                yield Located(node.name or "", f"weights of node {node.name}: {text}", behind)
             elif fitted is not None:
                 gains[node.name or ""] = fitted
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
         kept = table.biases.get(node.inputs[2].name or "") if bias is not None and node.inputs[2] is not None else None
         if bias is not None and bias.any() and kept is not None and not kept.any():
-            yield Located(node.name, f"the bias of node {node.name} is missing: all zero, and not so in float")
+            text = f"the bias of node {node.name} is missing: all zero, and not so in float"
+            yield Located(node.name or "", text, behind)
     yield from _uncompensated(model, gains)
 
 
@@ -150,6 +153,7 @@ def _uncompensated(model: ir.Model, gains: dict[str, Gains]) -> Iterator[Located
                         path[0],
                         f"weights of node {path[0]}: channel {channel} is {relative[channel]:.2f} times what the "
                         f"layers behind it expect ({' → '.join(path)})",
+                        path[-1],
                     )
             break
 
@@ -198,10 +202,12 @@ def _grids(evidence: Evidence, table: Quantization) -> Iterator[Located]:
                 makers[name],
                 f"node {makers[name]}: {outside[name] / counts[name]:.1%} of the values of '{name}' lie outside its "
                 f"grid [{bounds.low:.3g}, {bounds.high:.3g}] (they reach {reach[name]:.3g})",
+                makers[name],
             )
         elif reach[name] > 0 and widest > TOO_WIDE * reach[name] and table.labels.get(name) != "fixed":
             yield Located(
                 makers[name],
                 f"node {makers[name]}: the grid of '{name}' reaches {widest:.3g}, its values {reach[name]:.3g}: "
                 f"{np.log2(widest / reach[name]):.1f} of 8 bits are wasted",
+                makers[name],
             )

@@ -6,11 +6,12 @@ that a run which calibrated on other, too few or wrong samples, or whose table w
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from pydantic import ValidationError
 
 from edgeopt import digest
 from edgeopt.data.samples import Few, LabelledSamples
@@ -20,10 +21,12 @@ from edgeopt.graph.model import serialise
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.parity.compare import LevelReport, noise_ratio_error_db
 from edgeopt.parity.levels import check_quantization
+from edgeopt.parity.localize import LOCALIZE_SAMPLES, quantization_errors
 from edgeopt.passes.base import Context
 from edgeopt.passes.quantize.quantize import FALLBACK, Quantize
 from edgeopt.pipeline.store import HOME
 from edgeopt.targets.registry import all_constraints
+from edgeopt.types import Frozen
 
 MOST_SAMPLES = 200
 """Half of them calibrate: more changes an SQNR by tenths of a decibel."""
@@ -33,12 +36,13 @@ LEAST_SAMPLES = 8
 @dataclass(frozen=True)
 class Yardstick:
     """Its SQNR in dB on the samples that judged it, the run's own on the same, the standard error of their difference,
-    and in words how it was made."""
+    in words how it was made, and the SQNR of each of its tensors."""
 
     sqnr_db: float
     ours_db: float
     chance_db: float
     how: str
+    tensors_db: Mapping[str, float]
 
 
 class _Half:
@@ -69,7 +73,7 @@ def measure(evidence: Evidence) -> Yardstick | None:
     kept = run.out / HOME / f"yardstick-{key}.json"
     how = f"{'min–max ranges' if kind == 'minmax' else 'the recipe’s quantization'} calibrated on evaluation samples"
     if (known := _read(kept)) is not None:
-        return _beside(ours, *known, how)
+        return _beside(ours, known, how)
     with TemporaryDirectory(dir=evidence.scratch) as scratch:
         context = Context(
             scratch=Path(scratch),
@@ -84,13 +88,21 @@ def measure(evidence: Evidence) -> Yardstick | None:
         except EdgeoptError:
             return None
     found = check_quantization(made, judged)
-    stored = {"sqnr_db": found.sqnr_db, "sample_noise": found.sample_noise}
-    kept.write_text(json.dumps(stored) + "\n", encoding="utf-8")
-    return _beside(ours, found.sqnr_db, found.sample_noise, how)
+    errors = quantization_errors(made, Few(evidence.samples, LOCALIZE_SAMPLES)).sqnr_db()
+    stored = _Stored(sqnr_db=found.sqnr_db, sample_noise=found.sample_noise, tensors_db=errors)
+    kept.write_text(stored.model_dump_json() + "\n", encoding="utf-8")
+    return _beside(ours, stored, how)
 
 
-def _beside(ours: LevelReport, sqnr_db: float, sample_noise: Sequence[float], how: str) -> Yardstick:
-    return Yardstick(sqnr_db, ours.sqnr_db, noise_ratio_error_db(ours.sample_noise, sample_noise), how)
+class _Stored(Frozen):
+    sqnr_db: float
+    sample_noise: tuple[float, ...]
+    tensors_db: dict[str, float]
+
+
+def _beside(ours: LevelReport, theirs: _Stored, how: str) -> Yardstick:
+    chance = noise_ratio_error_db(ours.sample_noise, theirs.sample_noise)
+    return Yardstick(theirs.sqnr_db, ours.sqnr_db, chance, how, theirs.tensors_db)
 
 
 def _plain(asked: Quantize, *, minimal: bool) -> Quantize:
@@ -105,11 +117,10 @@ def _plain(asked: Quantize, *, minimal: bool) -> Quantize:
     return asked.model_copy(update=settled)
 
 
-def _read(path: Path) -> tuple[float, tuple[float, ...]] | None:
+def _read(path: Path) -> _Stored | None:
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return float(stored["sqnr_db"]), tuple(stored["sample_noise"])
-    except (OSError, ValueError, KeyError):
+        return _Stored.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
         return None
 
 

@@ -271,7 +271,10 @@ def test_bisect_finds_what_to_keep_in_float(folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert edgeopt(["convert", str(tmp_path / "copy"), "--out", str(out)]) == 0
     policy = tmp_path / "policy.yaml"
-    policy.write_text("parity: {min_sqnr_db: 51}\nskip: [robustness, confidence, slices, preprocessing]\n")
+    policy.write_text(
+        "parity: {min_sqnr_db: 51}\nskip: [robustness, confidence, slices, preprocessing, task-metric, "
+        "outputs-alive, parity-conversion, calibration-data]\n"
+    )
     capsys.readouterr()
     assert edgeopt(["gate", str(out), "--policy", str(policy), "--bisect"]) == 1
     said = capsys.readouterr().out

@@ -35,7 +35,8 @@ def run(evidence: Evidence, target: None) -> Said | None:
     details: list[str] = []
     figures: Figures = {"sqnr_db": round(report.sqnr_db, 2)}
     ours, limit, why = report.sqnr_db, policy.min_sqnr_db, "the policy asks for it"
-    if limit is None and (measured := yardstick.measure(evidence)) is not None:
+    measured = yardstick.measure(evidence) if limit is None else None
+    if limit is None and measured is not None:
         limit = yardstick.required_db(measured, policy.yardstick_margin_db)
         ours, why = measured.ours_db, f"{measured.how} reaches {measured.sqnr_db:.1f} dB"
         figures["yardstick_db"] = round(measured.sqnr_db, 2)
@@ -53,7 +54,7 @@ def run(evidence: Evidence, target: None) -> Said | None:
         if limit is None:
             limit, why = task, "less loses more answers than the policy allows"
     faults = [*wrong_weights(evidence), *wrong_grids(evidence)]
-    located = evidence.layer_errors.locate("L1", BEST_INT8_DB) if evidence.layer_errors is not None else None
+    located = _jump(evidence, measured)
     more = {"layers": _layers(evidence), "histograms": _histograms(evidence)}
     if limit is None:
         return Said("inconclusive", f"L1 {ours:.1f} dB, and nothing to hold it against",
@@ -82,6 +83,29 @@ def run(evidence: Evidence, target: None) -> Said | None:
     )
 
 
+def _jump(evidence: Evidence, measured: yardstick.Yardstick | None) -> parity.Located | None:
+    """Where the error jumps: of the run by itself, or, better, beside what the yardstick has at the same tensor.
+
+    Every quantized model has layers that lose much and do no harm; the yardstick has the same ones.
+    """
+    errors = evidence.layer_errors
+    if errors is None:
+        return None
+    if measured is None:
+        return errors.locate("L1", BEST_INT8_DB)
+    ours = errors.sqnr_db()
+    more = {name: measured.tensors_db[name] - ours[name] for name in ours if name in measured.tensors_db}
+    largest = max(more.values(), default=0.0)
+    if largest < JUMP_DB:
+        return errors.locate("L1", BEST_INT8_DB) if evidence.localize else None
+    name = next(name for name, lost in more.items() if lost >= max(JUMP_DB, largest / 2))
+    makers = {value.name: node.name for node in evidence.run.graph.model.graph for value in node.outputs}
+    node = makers.get(name) or name
+    before, after = measured.tensors_db[name], ours[name]
+    text = f"node {node}, which makes '{name}', is the first to lose more than it must: {before:.1f} → {after:.1f} dB"
+    return parity.Located(level="L1", node=node, tensor=name, before_db=before, after_db=after, text=text)
+
+
 def _cause(evidence: Evidence, faults: list[gate.Located], jump: parity.Located | None) -> tuple[str | None, str]:
     """The layer and what is wrong there: what the table shows, where the error jumps at the same place.
 
@@ -90,10 +114,13 @@ def _cause(evidence: Evidence, faults: list[gate.Located], jump: parity.Located 
     if jump is None:
         return (faults[0].layer, faults[0].text) if faults else (None, "quantization loses more than it must")
     named = computed_by(evidence.run.graph.model, jump.node)
-    nodes = {jump.node, named.partition(" (of ")[2].rstrip(")") or named}
-    agreeing = [fault for fault in faults if fault.layer in nodes or any(f"→ {node}" in fault.text for node in nodes)]
+    order = {node.name: place for place, node in enumerate(evidence.run.graph.model.graph)}
+    place = order.get(jump.node, -1)
+    # An error per channel shows where channels are summed: at the layers behind, up to the last that could undo it.
+    agreeing = [fault for fault in faults if order.get(fault.layer, 1 << 30) <= place <= order.get(fault.until, -1)]
     if agreeing:
-        return agreeing[0].layer, agreeing[0].text
+        nearest = max(agreeing, key=lambda fault: order[fault.layer])
+        return nearest.layer, nearest.text
     return jump.node, jump.text.replace(jump.node, named, 1)
 
 
