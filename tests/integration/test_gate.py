@@ -226,6 +226,17 @@ def test_inconclusive_fails_where_the_policy_says_so(folder):
     assert strict.exit_code == 1
 
 
+def test_named_groups_are_slices(folder, tmp_path):
+    count = len(np.load(folder / "evaluation.npz")["labels"])
+    rows = [f"{index},{'night' if index % 3 else 'day'}" for index in range(count)]
+    (tmp_path / "groups.csv").write_text("sample,light\n" + "\n".join(rows) + "\n")
+    wanted = {"columns": ["light"], "table": tmp_path / "groups.csv"}
+    result = judged(folder, slices=wanted, skip=["robustness", "confidence", "parity-quantization"])
+    found = {(one.group, one.name): one.samples for one in result.evidence["onnx"].slices}
+    assert found["light", "day"] + found["light", "night"] == count
+    assert sum(samples for (group, _), samples in found.items() if group == "class") <= count
+
+
 def test_a_metric_of_the_user(folder):
     (folder / "own_metric.py").write_text("def spread(outputs, samples):\n    return float(outputs['logits'].std())\n")
     result = judged(folder, metric={"name": "own_metric:spread", "max_drop": 1.0}, skip=["robustness"])
@@ -284,6 +295,26 @@ def test_bisect_finds_what_to_keep_in_float(folder, tmp_path, capsys):
     names = [option for name in kept for option in ("--keep-float", name)]
     assert edgeopt(["convert", str(tmp_path / "copy"), "--out", str(tmp_path / "again"), *names]) == 0
     assert edgeopt(["gate", str(tmp_path / "again"), "--policy", str(policy)]) == 0
+
+
+def test_convert_judges_where_the_recipe_asks(folder, tmp_path, capsys):
+    """Over the finished steps of the run: only the gate is new."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    recipe = YAML().load(copy / "recipe.yaml")
+    recipe["gate"] = {"policy": "policy.yaml"}
+    YAML().dump(recipe, copy / "recipe.yaml")
+    skipped = "[robustness, confidence, slices, preprocessing, parity-conversion]"
+    (copy / "policy.yaml").write_text(f"parity: {{min_sqnr_db: 200}}\nskip: {skipped}\n")
+    capsys.readouterr()
+    assert edgeopt(["convert", str(copy), "--out", str(copy / "out"), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["schema"] == "edgeopt.report/1"
+    gate = json.loads((copy / "out" / "gate.json").read_text())
+    assert gate["verdict"] == "fail"
+    assert "not checked: robustness" in gate["headline"]
+    (copy / "policy.yaml").write_text(f"skip: {skipped}\n")
+    assert edgeopt(["convert", str(copy), "--out", str(copy / "out")]) == 0
 
 
 def test_a_folder_that_is_no_run(tmp_path, capsys):

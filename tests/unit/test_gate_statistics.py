@@ -12,7 +12,7 @@ from scipy.stats import binomtest, false_discovery_control
 from sklearn.metrics import confusion_matrix, f1_score
 
 from edgeopt.gate import statistics
-from edgeopt.gate.task import mean_iou
+from edgeopt.gate.task import CocoScore, mean_iou
 from edgeopt.pipeline.verdict import Interval
 
 
@@ -95,3 +95,28 @@ def test_mean_iou_by_hand():
 def test_normal_quantile():
     assert statistics.normal_quantile(0.975) == pytest.approx(1.959964, abs=1e-5)
     assert math.isclose(statistics.share_interval(np.array([True] * 9 + [False]), level=0.95).low, 0.5958, abs_tol=1e-3)
+
+
+def test_map_is_cocos():
+    boxes = [[10, 10, 30, 40], [60, 20, 20, 20], [5, 50, 40, 40]]
+    truth = {
+        "images": [{"id": index} for index in (1, 2, 3)],
+        "categories": [{"id": 0}],
+        "annotations": [{"image_id": i, "category_id": 0, "bbox": box} for i, box in enumerate(boxes, 1)],
+    }
+
+    def made(shift: float) -> list[dict[str, object]]:
+        return [
+            {"image_id": i, "category_id": 0, "bbox": [x + shift, y, w, h], "score": 0.9}
+            for i, (x, y, w, h) in enumerate(boxes, 1)
+        ]
+
+    everything = np.arange(3)
+    assert CocoScore(truth, made(0), [1, 2, 3]).map(everything) == pytest.approx(1.0)
+    shifted = CocoScore(truth, made(4), [1, 2, 3])
+    assert shifted.figures()["mAP50"] == pytest.approx(1.0)  # boxes overlap by two thirds and more
+    assert 0.3 < shifted.map(everything) < 0.95
+    missing = CocoScore(truth, made(0)[:2], [1, 2, 3])
+    assert missing.map(np.array([0, 1, 1])) == pytest.approx(1.0)  # the image that is missed is not among them
+    assert missing.map(everything) < 0.8
+    assert CocoScore(truth, [], [1, 2, 3]).map(everything) == 0.0
