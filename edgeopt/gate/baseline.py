@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
 
-from edgeopt.errors import DataError
+from edgeopt.errors import DataError, ModelError
 from edgeopt.gate.checks import size
 from edgeopt.gate.evidence import Evidence
 from edgeopt.gate.task import task_of
 from edgeopt.graph.metrics import sqnr_db
+from edgeopt.parity.compare import EXACT_DB
 from edgeopt.types import Frozen
 
 
@@ -53,24 +56,25 @@ class Baseline(Frozen):
 
 def figures_of(evidence: Evidence, target: str) -> Figures:
     """As measured now, rounded to what can be told."""
-    run, outputs = evidence.run, evidence.outputs(target)
-    metric, samples = None, None
-    if evidence.is_classifier and evidence.labels is not None:
-        samples = len(evidence.labels)
-        metric = float((evidence.answers(target) == evidence.labels).mean())
-    elif (task := task_of(evidence)) is not None:
-        import numpy as np
-
-        samples = len(evidence.samples)
-        metric = task.score(outputs)(np.arange(samples))
-    name = evidence.first_output
+    run, name = evidence.run, evidence.first_output
+    metric, samples, decibel = None, None, None
+    # What cannot be run here has figures of its file only.
+    with contextlib.suppress(ModelError):
+        outputs = evidence.outputs(target)
+        right = evidence.float_outputs[name]
+        decibel = round(min(sqnr_db(right, outputs[name].reshape(right.shape)), EXACT_DB), 1)
+        if evidence.is_classifier and evidence.labels is not None:
+            samples = len(evidence.labels)
+            metric = float((evidence.answers(target) == evidence.labels).mean())
+        elif (task := task_of(evidence)) is not None:
+            samples = len(evidence.samples)
+            metric = task.score(outputs)(np.arange(samples))
     asked = run.recipe.requested().get(target)
     realised = asked.realised(run.path(target), run.graph) if asked is not None else None
-    decibel = sqnr_db(evidence.float_outputs[name], outputs[name].reshape(evidence.float_outputs[name].shape))
     return Figures(
         metric=None if metric is None else round(metric, 4),
         samples=samples,
-        sqnr_db=round(min(decibel, 300.0), 1),
+        sqnr_db=decibel,
         size_bytes=size.bytes_of(run.path(target)),
         float_ops=None if realised is None else len(realised.unasked_float),
         leftovers=None if realised is None else len(realised.leftovers),

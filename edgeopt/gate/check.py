@@ -20,6 +20,7 @@ class Said:
     Args:
         verdict, summary, remedy, details, layer, figures: as in ``CheckResult``.
         evidence: fields of ``TargetEvidence`` that it measured.
+        comparable: whether the artifact's outputs can be set beside float's at all; if not, later checks say nothing.
     """
 
     verdict: Verdict
@@ -29,6 +30,7 @@ class Said:
     layer: str | None = None
     figures: Figures = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
+    comparable: bool = True
 
 
 @dataclass(frozen=True)

@@ -127,16 +127,9 @@ def _run_checks(evidence: Evidence) -> tuple[list[CheckResult], dict[str, Target
             pictures = more.pop("pictures", pictures)
             for name in [target] if target is not None else list(measured):
                 measured[name].update(more)
-            if check.id == "outputs-alive" and said.verdict == "fail" and target is not None and _is_dead(said):
+            if target is not None and not said.comparable:
                 dead.add(target)
     return results, {name: TargetEvidence(**values) for name, values in measured.items()}, pictures
-
-
-def _is_dead(said: Said) -> bool:
-    """Whether an artifact's outputs cannot be compared at all."""
-    return any(
-        text in said.summary for text in ("does not run", "is missing; there are", "values, in float", "axes are")
-    )
 
 
 def _call(check: Check, evidence: Evidence, target: str | None) -> Said | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeopt.errors import EdgeoptError
+from edgeopt.errors import EdgeoptError, ModelError
 from edgeopt.gate.check import Said
 from edgeopt.gate.evidence import Evidence
 from edgeopt.gate.statistics import looks_like_probabilities, softmax
@@ -29,10 +29,21 @@ def run(evidence: Evidence, target: str) -> Said:
     right = evidence.float_outputs
     try:
         made = evidence.outputs(target)
+    except ModelError as problem:
+        return Said(
+            "inconclusive",
+            f"this artifact cannot be run on this machine: {problem.what}",
+            remedy="Run the gate where its runtime is.",
+            comparable=False,
+        )
     except (EdgeoptError, ValueError, KeyError, IndexError) as problem:
-        return Said("fail", f"the artifact does not run: {' '.join(str(problem).split())[:300]}", remedy=REMEDY)
+        what = " ".join(str(problem).split())[:300]
+        return Said("fail", f"the artifact does not run: {what}", remedy=REMEDY, comparable=False)
     if missing := [name for name in right if name not in made]:
-        return Said("fail", f"output {', '.join(missing)} is missing; there are {', '.join(made)}", remedy=REMEDY)
+        what = f"output {', '.join(missing)} is missing; there are {', '.join(made)}"
+        return Said("fail", what, remedy=REMEDY, comparable=False)
+    if shapes := [text for name in right if (text := _misshapen(name, right[name], made[name]))]:
+        return Said("fail", shapes[0], remedy=REMEDY, comparable=False)
     found = [text for name in right if (text := _broken(name, np.asarray(right[name]), np.asarray(made[name])))]
     found = found or _swapped(right, made)
     found = found or [text for name in right if (text := _changed(name, _flat(right[name]), _flat(made[name])))]
@@ -45,11 +56,15 @@ def _flat(array: Array) -> Array:
     return np.asarray(array).reshape(len(array), -1)
 
 
-def _broken(name: str, right: Array, made: Array) -> str:
+def _misshapen(name: str, right: Array, made: Array) -> str:
     if right.size != made.size:
         return f"output '{name}' has {made[0].size} values, in float {right[0].size}"
     if right.shape != made.shape:
         return f"output '{name}' is {list(made.shape[1:])}, in float {list(right.shape[1:])}: axes are in another order"
+    return ""
+
+
+def _broken(name: str, right: Array, made: Array) -> str:
     if made.dtype.kind != "f":
         return ""
     bad = ~np.isfinite(made)

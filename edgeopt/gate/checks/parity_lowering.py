@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.errors import EdgeoptError
+from edgeopt.errors import EdgeoptError, ModelError
 from edgeopt.gate.check import Figures, Said
 from edgeopt.gate.evidence import Evidence
 from edgeopt.gate.table_faults import computed_by
@@ -35,6 +35,12 @@ def run(evidence: Evidence, target: str) -> Said:
             min_sqnr_db=limits.min_sqnr_db,
             min_top1_agreement=limits.min_top1_agreement,
             localize=evidence.localize,
+        )
+    except ModelError as problem:
+        return Said(
+            "inconclusive",
+            f"this artifact cannot be run on this machine: {problem.what}",
+            remedy="Run the gate where its runtime is.",
         )
     except (EdgeoptError, ValueError, KeyError) as problem:
         return Said(
