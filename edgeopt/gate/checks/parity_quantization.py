@@ -39,7 +39,7 @@ def run(evidence: Evidence, target: None) -> Said | None:
     if limit is None and measured is not None:
         limit = yardstick.required_db(measured, policy.yardstick_margin_db)
         ours, why = measured.ours_db, f"{measured.how} reaches {measured.sqnr_db:.1f} dB"
-        figures["yardstick_db"] = round(measured.sqnr_db, 2)
+        figures |= {"yardstick_db": round(measured.sqnr_db, 2), "beside_yardstick_db": round(ours, 2)}
         details.append(
             f"tolerance {limit:.1f} dB: {measured.how} reaches {measured.sqnr_db:.1f} dB on samples it did not "
             f"see; less {policy.yardstick_margin_db:g} dB and what chance makes; this run "
