@@ -20,6 +20,7 @@ from edgeopt.errors import EdgeoptError
 COMMANDS = {
     "convert": "Turn a trained model into verified artifacts for edge devices.",
     "parity": "Compare any two models: source, ONNX, TFLite.",
+    "gate": "Judge a finished run: no bad model ships, and everyone sees why.",
     "bench": "Measure latency here or on a device, or predict it.",
     "inspect": "Look into an ONNX or TFLite file: operators by precision, every scale.",
     "init": "Write a first recipe.",
@@ -33,6 +34,7 @@ Examples:
   edgeopt convert model.onnx --calibration images/ --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
   edgeopt convert recipe.yaml --out out/
   edgeopt parity model.onnx out/tflite/model.tflite --data evaluation.npz
+  edgeopt gate out/ --baseline baseline.json
   edgeopt inspect out/tflite/model.tflite
 
 \b

@@ -70,9 +70,21 @@ def command(source: Path, out: Path | None, localize: bool, trust: bool, json_wa
         click.echo(as_json(outcome.report), nl=False)
     else:
         print_report(outcome.report, outcome.out)
+    gated = _gate(recipe, outcome.out, json_wanted=json_wanted) if recipe.gate is not None else 0
     for error in outcome.errors:
         click.echo(click.style("error", fg="red", bold=True) + f": {error}", err=True)
-    return outcome.exit_code
+    return outcome.exit_code or gated
+
+
+def _gate(recipe: Recipe, out: Path, *, json_wanted: bool) -> int:
+    """The recipe's ``gate:``. With ``--json`` its result stands in gate.json, as stdout holds one document."""
+    from edgeopt.cli.gate import judge_in_worker, show
+    from edgeopt.gate.policy import Policy, load_policy
+
+    assert recipe.gate is not None
+    policy = load_policy(recipe.gate.policy) if recipe.gate.policy is not None else Policy()
+    result = judge_in_worker(out, policy, baseline=recipe.gate.baseline).result
+    return show(result, out, json_wanted=False, github=False, junit=None, sarif=None, quiet=json_wanted)
 
 
 def recipe_folder(source: Path) -> Path:

@@ -26,7 +26,7 @@ PACKAGES = (
     "torch", "onnxscript", "nncf", "torch-pruning", "coremltools", "tensorrt",
 )  # fmt: skip
 """Libraries whose versions may change a result."""
-PARTS_THAT_ONLY_TELL = frozenset({"cli", "report"})
+PARTS_THAT_ONLY_TELL = frozenset({"cli", "gate", "report"})
 """Parts of this package that no artifact depends on."""
 
 
@@ -64,7 +64,7 @@ def make_plan(
     code = code_digest()
     model = model_digest(recipe.model, root)
     told = recipe.model_dump(
-        mode="json", exclude={"model": {"onnx", "exported", "weights"}, "data": True, "labels": True}
+        mode="json", exclude={"model": {"onnx", "exported", "weights"}, "data": True, "labels": True, "gate": True}
     )
     data = {
         name: [data_digests[name], told_source(source)]

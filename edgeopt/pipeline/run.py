@@ -31,6 +31,7 @@ from edgeopt.pipeline.record import (
     StepRecord,
     TargetRecord,
 )
+from edgeopt.pipeline.request import REQUEST, as_text
 from edgeopt.pipeline.store import OutOfSpace, Store, open_store, refused
 from edgeopt.pipeline.worker import Call, Workers
 from edgeopt.recipe.schema import DataSource, Recipe
@@ -470,6 +471,7 @@ class _Run:
             seconds={step.name: step.seconds for step in self._steps},
         )
         store.write(MANIFEST, manifest.model_dump_json(by_alias=True, indent=2) + "\n")
+        store.write(REQUEST, as_text(self._recipe, self._options.root, store.out))
         store.write(REPORT, report.model_dump_json(by_alias=True, indent=2) + "\n")
         store.keep_only({store.step(step.name, step.key) for step in self._steps})
 

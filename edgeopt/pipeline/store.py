@@ -4,7 +4,7 @@
 
     OUT/
       onnx/ tflite/ …             artifacts
-      report.json report.md manifest.json
+      report.json report.md manifest.json request.json
       .edgeopt/
         steps/NAME-KEY/           a finished step; the key is the hash of everything that it depends on
         unfinished/NAME-KEY/      checkpoints of a step that trains; gone when it is finished

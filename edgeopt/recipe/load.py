@@ -33,10 +33,27 @@ def load_recipe(path: Path, *, changes: Changes | None = None) -> Recipe:
         RecipeError: with ``file:line:column``.
     """
     path = path / "recipe.yaml" if path.is_dir() else path
+    values, place = _read_yaml(path, "recipe", "`edgeopt init` writes a first one.")
+    _check_version(values, place)
+    return _validate(changes(values) if changes else values, path.parent, place, Recipe)
+
+
+def load_values(path: Path, kind: type[Kind], *, what: str) -> Kind:
+    """Another YAML file of the user, as ``kind`` says; ``what`` names it in messages.
+
+    Raises:
+        RecipeError: with ``file:line:column``.
+    """
+    values, place = _read_yaml(path, what, "An empty file (`{}`) means all defaults.")
+    return _validate(values, path.parent, place, kind)
+
+
+def _read_yaml(path: Path, what: str, hint: str) -> tuple[dict[str, Any], Callable[[Location], str]]:
+    """Keys of a YAML file, and what tells ``file:line:column`` of each."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise RecipeError("no such recipe", where=str(path), hint="`edgeopt init` writes a first one.") from error
+        raise RecipeError(f"no such {what}", where=str(path), hint=hint) from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot be read as text: {error}", where=str(path)) from error
     try:
@@ -49,14 +66,13 @@ def load_recipe(path: Path, *, changes: Changes | None = None) -> Recipe:
     except YAMLError as error:
         raise RecipeError(f"not YAML: {_one_line(error)}", where=str(path)) from error
     if not isinstance(values, dict):
-        raise RecipeError("not a recipe: it holds no keys", where=str(path), hint="`edgeopt init` writes a first one.")
+        raise RecipeError(f"not a {what}: it holds no keys", where=str(path), hint=hint)
 
     def place(location: Location) -> str:
         line, column = _mark(node, location)
         return f"{path}:{line}:{column}"
 
-    _check_version(values, place)
-    return _validate(changes(values) if changes else values, path.parent, place, Recipe)
+    return values, place
 
 
 def recipe_from(values: Mapping[str, Any], options: Mapping[str, str], root: Path) -> Recipe:
@@ -89,7 +105,7 @@ def _validate(values: dict[str, Any], root: Path, place: Callable[[Location], st
     except ValidationError as error:
         # An unknown key first: a key that is missing is most often the same one, misspelt.
         first, *others = sorted(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
-        what, hint = _explain(first)
+        what, hint = _explain(first, kind)
         distinct = {other["loc"] for other in others} - {first["loc"]}
         if distinct:
             hint = f"{hint + ' ' if hint else ''}({len(distinct)} more after this one.)"
@@ -114,12 +130,12 @@ def _check_version(values: Mapping[str, Any], place: Callable[[Location], str]) 
         )
 
 
-def _explain(error: Any) -> tuple[str, str]:
+def _explain(error: Any, root: type[Frozen]) -> tuple[str, str]:
     """One error of pydantic in our words: what, hint."""
     location: Location = error["loc"]
     key, kind, context = str(location[-1]) if location else "", error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        known = _keys_at(location[:-1])
+        known = _keys_at(location[:-1], root)
         inside = _in_file(location[:-1])
         noun = "target" if inside == ("targets",) else "key"
         parent = f" in '{'.'.join(map(str, inside))}'" if inside and noun == "key" else ""
@@ -158,13 +174,13 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     return f"Did you mean '{near[0]}'?" if near else f"Known here: {', '.join(known)}."
 
 
-def _keys_at(location: Location) -> list[str]:
-    """Names of the fields of the model class that pydantic's location leads to."""
-    return sorted({name for kind in _kinds_at(location) if _is_model(kind) for name in kind.model_fields})
+def _keys_at(location: Location, root: type[Frozen] = Recipe) -> list[str]:
+    """Names of the fields of the model class that pydantic's location leads to, from ``root``."""
+    return sorted({name for kind in _kinds_at(location, root) if _is_model(kind) for name in kind.model_fields})
 
 
-def _kinds_at(location: Location) -> list[Any]:
-    kinds: list[Any] = [Recipe]
+def _kinds_at(location: Location, root: type[Frozen] = Recipe) -> list[Any]:
+    kinds: list[Any] = [root]
     for step in location:
         tagged = [kind for kind in kinds if _tag(kind) == step]
         kinds = tagged if tagged and len(kinds) > 1 else [child for kind in kinds for child in _children(kind, step)]

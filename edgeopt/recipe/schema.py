@@ -133,6 +133,13 @@ class Budget(Frozen):
     size_mb: Annotated[float, Field(gt=0)] | None = None
 
 
+class GateFiles(Frozen):
+    """``policy``: limits of the gate, YAML; without it, defaults. ``baseline``: what may not get worse."""
+
+    policy: InputFile | None = None
+    baseline: InputFile | None = None
+
+
 if TYPE_CHECKING:
     AnyPass = Pass | TrainingPass
     Targets = BaseModel
@@ -153,6 +160,7 @@ class Recipe(Frozen):
         edgeopt: version of the recipe format.
         keep_float: patterns of node names (as in ``fnmatch``) that stay float whatever the scheme.
         labels: class names, one per line in a file, or listed.
+        gate: judge the run when it is done; absent: not.
         effort: how much the passes try.
         seed: for whatever draws.
     """
@@ -167,6 +175,7 @@ class Recipe(Frozen):
     labels: InputFile | tuple[str, ...] = ()
     parity: ParityLimits = ParityLimits()
     budget: Budget = Budget()
+    gate: GateFiles | None = None
     effort: Effort = "default"
     seed: int = 0
 

@@ -63,7 +63,7 @@ def artifacts(out: Path) -> dict[str, bytes]:
 
 def test_the_output_folder_is_as_designed(out):
     names = {path.name for path in out.iterdir()}
-    assert names == {"onnx", "tflite", "report.json", "report.md", "manifest.json", ".edgeopt"}
+    assert names == {"onnx", "tflite", "report.json", "report.md", "manifest.json", "request.json", ".edgeopt"}
     assert not (out / ".edgeopt" / "scratch").exists()
 
 

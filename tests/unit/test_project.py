@@ -103,9 +103,11 @@ def test_every_import_is_declared():
     core = {canonicalize_name(one.name) for one in declared(PROJECT["dependencies"])}
     extras = {
         canonicalize_name(one.name)
-        for one in declared(*(PROJECT["optional-dependencies"][e] for e in ("torch", "tensorflow", "coreml", "nncf")))
+        for one in declared(
+            *(PROJECT["optional-dependencies"][e] for e in ("torch", "tensorflow", "coreml", "nncf", "detection"))
+        )
     }
-    optional_imports = {"torch", "tensorflow", "coremltools", "nncf", "onnxscript", "torch_pruning"}
+    optional_imports = {"torch", "tensorflow", "coremltools", "nncf", "onnxscript", "torch_pruning", "pycocotools"}
     undeclared = set()
     for module in pkgutil.walk_packages(edgeopt.__path__, "edgeopt."):
         path = ROOT / (module.name.replace(".", "/") + ("/__init__.py" if module.ispkg else ".py"))

@@ -1,0 +1,193 @@
+"""``edgeopt gate``: no bad model ships, and everyone sees why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeopt.gate.judge import Judged
+    from edgeopt.gate.policy import Policy
+    from edgeopt.pipeline.verdict import GateResult
+
+EXAMPLES = """\b
+Examples:
+  edgeopt gate out/quickstart
+  edgeopt gate out/model --policy policy.yaml --baseline baseline.json --junit gate.xml --sarif gate.sarif --github
+  edgeopt gate out/model --baseline baseline.json --write-baseline
+  edgeopt gate out/model --policy policy.yaml --keep-failures
+
+\b
+Exit codes: 0 nothing failed (what cannot be told is said); 1 a check failed; 2 run, policy or data cannot be used.
+"""
+LIMIT_S = 4 * 3600
+JSON_FILE = "gate.json"
+
+
+@click.command("gate", epilog=EXAMPLES)
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--policy", type=click.Path(path_type=Path), help="Limits, YAML.  [default: the recipe's, else built in]")
+@click.option("--baseline", type=click.Path(path_type=Path), help="What may not get worse, JSON.")
+@click.option("--write-baseline", is_flag=True, help="Write the baseline from this run, in place of comparing with it.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="Where the recipe is now, if it moved.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML.")
+@click.option("--sarif", type=click.Path(path_type=Path), help="Write SARIF 2.1.0.")
+@click.option("--github", is_flag=True, help="Annotate the pull request, and fill the step summary.")
+@click.option("--keep-failures", is_flag=True, help="Add samples that flipped to the policy's regression file.")
+@click.option("--localize", is_flag=True, help="Say which layers lose most, also if all is well.")
+@click.option("--bisect", "bisect_wanted", is_flag=True, help="If it fails: the smallest set of layers to keep float.")
+@click.option("--json", "json_wanted", is_flag=True, help="Print the result as one JSON document.")
+def command(run: Path, json_wanted: bool, github: bool, bisect_wanted: bool, **options: Any) -> int:
+    """Judge a finished run by running its artifacts again.
+
+    RUN is the output folder of `edgeopt convert`. Writes gate.json, report.md, report.html and the model card into it.
+    Ends with 1 if a check failed.
+    """
+    policy, baseline = _asked(run, options)
+    judged = judge_in_worker(
+        run,
+        policy,
+        baseline=None if options["write_baseline"] else baseline,
+        write_baseline=options["write_baseline"],
+        recipe=options["recipe"],
+        keep_failures=options["keep_failures"],
+        localize=options["localize"],
+    )
+    if judged.baseline is not None:
+        assert baseline is not None
+        _write(baseline, judged.baseline)
+        click.echo(f"baseline: {baseline}", err=True)
+    if judged.regression is not None:
+        assert policy.regression.file is not None
+        _write(policy.regression.file, judged.regression)
+        click.echo(f"regression set: {policy.regression.file}", err=True)
+    files = {"junit": options["junit"], "sarif": options["sarif"]}
+    code = show(judged.result, run, json_wanted=json_wanted, github=github, **files)
+    if bisect_wanted and code:
+        _bisect(run, judged.result, policy, baseline, options["recipe"], err=json_wanted)
+    return code
+
+
+def _bisect(
+    run: Path, result: GateResult, policy: Policy, baseline: Path | None, recipe: Path | None, *, err: bool
+) -> None:
+    """Search, print what was found. The exit code stays: the run that was judged has failed."""
+    import tempfile
+
+    from edgeopt.cli.progress import showing
+    from edgeopt.gate.bisect import bisect
+    from edgeopt.gate.run_folder import read_run
+
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as work, showing():
+        found = bisect(
+            read_run(run, recipe),
+            result,
+            lambda out: judge_in_worker(out, policy, baseline=baseline).result,
+            Path(work),
+        )
+    if found.kept is None:
+        click.echo(f"bisect: no set of layers passes, so quantization is not the cause: {found.headline}", err=err)
+    elif not found.kept:
+        click.echo(f"bisect: {found.headline}", err=err)
+    else:
+        click.echo(
+            f"bisect: with {len(found.kept)} layers in float it passes ({found.runs} conversions judged):", err=err
+        )
+        click.echo(found.patch, nl=False, err=err)
+        for text in found.costs:
+            click.echo(f"cost: {text}", err=err)
+
+
+def judge_in_worker(run: Path, policy: Policy, **asked: Any) -> Judged:
+    """Judge in a process of its own. Raises as ``edgeopt.gate.judge.judge`` does."""
+    from edgeopt.cli.isolated import in_worker
+    from edgeopt.gate.judge import GateJob
+
+    job = GateJob(run, policy, **asked)
+    found: Judged = in_worker("gate", "edgeopt.gate.judge:judge", job, limit_s=LIMIT_S)
+    return found
+
+
+def show(
+    result: GateResult,
+    run: Path,
+    *,
+    json_wanted: bool,
+    github: bool,
+    junit: Path | None,
+    sarif: Path | None,
+    quiet: bool = False,
+) -> int:
+    """Write the reports, print the result, return the exit code."""
+    from edgeopt.report import gate_console
+    from edgeopt.report.gate_files import as_json, write_reports
+
+    write_reports(result, run)
+    if junit is not None:
+        from edgeopt.report.junit import as_junit
+
+        _write(junit, as_junit(result))
+    if sarif is not None:
+        from edgeopt.report.sarif import as_sarif
+
+        _write(sarif, as_sarif(result, run))
+    if json_wanted:
+        click.echo(as_json(result), nl=False)
+    elif not quiet:
+        gate_console.print_gate(result, run)
+    if github:
+        from edgeopt.report.github import annotation_lines, write_summary
+
+        write_summary(run)
+        for line in annotation_lines(result):
+            click.echo(line, err=json_wanted)
+    return result.exit_code
+
+
+def _asked(run: Path, options: dict[str, Any]) -> tuple[Policy, Path | None]:
+    """Policy and baseline: from the options, else from the recipe of the run."""
+    from edgeopt.gate.policy import Policy, load_policy
+
+    policy_file, baseline = options["policy"], options["baseline"]
+    if (policy_file is None or baseline is None) and run.is_dir():
+        files = _of_recipe(run, options["recipe"])
+        policy_file = policy_file or files[0]
+        baseline = baseline or files[1]
+    policy = load_policy(policy_file) if policy_file is not None else Policy()
+    if options["write_baseline"] and baseline is None:
+        raise UsageError("--write-baseline needs a file", hint="Give --baseline FILE.")
+    if options["keep_failures"] and policy.regression.file is None:
+        raise UsageError(
+            "--keep-failures needs a file", hint="Name it in the policy: `regression: {file: regression.json}`."
+        )
+    if baseline is not None and not options["write_baseline"] and not baseline.exists():
+        raise UsageError("there is no such baseline", where=str(baseline), hint="Make it with --write-baseline.")
+    return policy, baseline
+
+
+def _of_recipe(run: Path, recipe: Path | None) -> tuple[Path | None, Path | None]:
+    from edgeopt.pipeline.request import REQUEST, read_request
+    from edgeopt.recipe.load import load_recipe
+
+    if recipe is not None:
+        asked = load_recipe(recipe)
+    elif (run / REQUEST).is_file():
+        asked, _ = read_request(run)
+    else:
+        return None, None
+    return (asked.gate.policy, asked.gate.baseline) if asked.gate is not None else (None, None)
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.new")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror or error}", where=str(path)) from error

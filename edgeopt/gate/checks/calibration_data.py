@@ -1,0 +1,176 @@
+"""The calibration set's doctor: size, duplicates, range, class coverage, distance to the evaluation set, and images
+that stretch ranges by themselves."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from edgeopt import digest
+from edgeopt.data.samples import Few, LabelledSamples
+from edgeopt.gate.check import Figures, Said
+from edgeopt.gate.differing_layer import exposed
+from edgeopt.gate.evidence import Evidence
+from edgeopt.pipeline.verdict import Picture, Verdict
+from edgeopt.runtimes.onnxruntime import Session
+
+ID = "calibration-data"
+REASON = "scales are chosen on these samples; what they lack, the integer model has never seen"
+Array = npt.NDArray[Any]
+
+LOOKED_AT = 300
+FAR = 0.35
+"""Share by which the histograms of two sets' values differ (total variation): halves of one set differ by 0.02–0.1."""
+STRETCHES = 3.0
+"""A sample whose largest value is three times the next sample's costs the others a bit and a half."""
+BINS = 64
+SHOWN = 6
+
+
+def run(evidence: Evidence, target: None) -> Said | None:
+    calibration, policy = evidence.calibration, evidence.policy.calibration
+    if calibration is None or not evidence.asked_int8():
+        return None
+    few = Few(calibration, LOOKED_AT)
+    name = evidence.run.signature.inputs[0].name
+    arrays = [np.asarray(feed[name]) for feed in few]
+    different = len({digest.of_array(array) for array in arrays})
+    figures: Figures = {"samples": len(calibration), "different": different}
+    wrong, unsure, details = [], [], []
+    if different <= 1 and len(arrays) > 1:
+        wrong.append(f"all {len(arrays)} calibration samples are the same")
+    elif 1 - different / len(arrays) > policy.max_duplicates:
+        wrong.append(f"{1 - different / len(arrays):.0%} of the calibration samples are duplicates")
+    if len(calibration) < policy.min_samples:
+        unsure.append(
+            f"{len(calibration)} calibration samples, at least {policy.min_samples}: ranges hang on single ones"
+        )
+    if evidence.evaluation is not None:
+        others = [np.asarray(feed[name]) for feed in Few(evidence.evaluation, LOOKED_AT)]
+        both = len({digest.of_array(a) for a in arrays} & {digest.of_array(a) for a in others})
+        if both:
+            unsure.append(f"{both} evaluation samples are calibration samples too: figures on them look too good")
+        distance, how = _distance(arrays, others)
+        figures["distance"] = round(distance, 4)
+        details.append(f"distance to the evaluation set {distance:.3f} (total variation of values; {how})")
+        if distance > FAR:
+            wrong.append(f"calibration and evaluation values are far apart: {distance:.2f} of 1 ({how})")
+        answered = _coverage(evidence, few)
+        figures["classes"] = answered[0]
+        if answered[1]:
+            text = ", ".join(f"'{evidence.class_name(index)}'" for index in answered[1][:5])
+            more = f" and {len(answered[1]) - 5} more" if len(answered[1]) > 5 else ""
+            (unsure if len(calibration) < 5 * (answered[0] + len(answered[1])) else wrong).append(
+                f"no calibration sample of class {text}{more}, as the float model sees them"
+            )
+    stretching = _stretching(evidence, few)
+    details += [text for _, text in stretching]
+    pictures = _pictures(arrays, few, stretching)
+    verdict: Verdict = "fail" if wrong else "inconclusive" if unsure else "pass"
+    if wrong or unsure:
+        said = [*wrong, *unsure]
+        remedy = "Calibrate on a few hundred samples drawn as those that the model will meet."
+        return Said(verdict, said[0], remedy=remedy,
+                    details=(*said[1:], *details), figures=figures, evidence={"pictures": pictures})  # fmt: skip
+    text = f"{len(calibration)} samples, {different} different of {len(arrays)} looked at"
+    if stretching:
+        text += f"; {len(stretching)} stretch ranges"
+    return Said("pass", text, details=tuple(details), figures=figures, evidence={"pictures": pictures})
+
+
+def _distance(a: list[Array], b: list[Array]) -> tuple[float, str]:
+    """Total variation of value histograms, the worst channel; and the means and spreads that differ."""
+    worst, how = 0.0, "one distribution"
+    channels = a[0].shape[1] if a[0].ndim == 4 else 1
+    for channel in range(min(channels, 4)):
+        x, y = (
+            np.concatenate([(s[:, channel] if s.ndim == 4 else s).ravel()[:4096].astype(np.float64) for s in samples])
+            for samples in (a, b)
+        )
+        low, high = min(x.min(), y.min()), max(x.max(), y.max())
+        if high <= low:
+            continue
+        p, q = (np.histogram(v, BINS, (low, high))[0] / v.size for v in (x, y))
+        found = float(np.abs(p - q).sum() / 2)
+        if found > worst:
+            worst = found
+            how = f"channel {channel}: mean {x.mean():.3g} and {y.mean():.3g}, spread {x.std():.3g} and {y.std():.3g}"
+    return worst, how
+
+
+def _coverage(evidence: Evidence, few: Few) -> tuple[int, list[int]]:
+    """Classes that the float model sees in the calibration samples, and those it sees in evaluation only.
+
+    Labels of calibration samples are seldom there; the model's own answers are good enough for this.
+    """
+    if not evidence.is_classifier:
+        return 0, []
+    output = evidence.first_output
+    if few.labels is not None:
+        seen = {int(label) for label in few.labels}
+    else:
+        with evidence.float_session() as session:
+            seen = {int(session.run(feed, [output])[output].argmax()) for feed in few}
+    answers, counts = np.unique(evidence.answers(None), return_counts=True)
+    # A class that evaluation shows once or twice may be a wrong answer.
+    often = {int(index) for index, count in zip(answers, counts, strict=True) if count >= max(3, 0.01 * counts.sum())}
+    return len(seen), sorted(often - seen)
+
+
+def _stretching(evidence: Evidence, few: LabelledSamples) -> list[tuple[int, str]]:
+    """Samples that alone widen a tensor's range: place among the samples looked at, and in words."""
+    graph = evidence.run.graph
+    table = graph.quantization
+    made = {value.name: node.name for node in graph.model.graph for value in node.outputs}
+    names = [name for name in (table.activations if table is not None else {}) if name in made]
+    peaks = []
+    with Session(exposed(graph.model, names)) as session:
+        for feed in few:
+            peaks.append([float(np.abs(array).max(initial=0)) for array in session.run(feed, names).values()])
+    if len(peaks) < 3 or not names:
+        return []
+    table_of_peaks = np.array(peaks)
+    order = np.sort(table_of_peaks, axis=0)
+    ratio = order[-1] / np.maximum(order[-2], 1e-12)
+    found: dict[int, str] = {}
+    for column in np.argsort(-ratio):
+        if ratio[column] < STRETCHES or order[-2][column] <= 0:
+            break
+        sample = int(table_of_peaks[:, column].argmax())
+        text = (
+            f"calibration sample {sample} reaches {order[-1][column]:.3g} at node {made[names[column]]}, "
+            f"{ratio[column]:.1f} times any other"
+        )
+        found.setdefault(sample, text)
+    return list(found.items())[:SHOWN]
+
+
+def _pictures(arrays: list[Array], few: Few, stretching: list[tuple[int, str]]) -> tuple[Picture, ...]:
+    chosen = dict(stretching)
+    for index in (0, len(arrays) // 3, 2 * len(arrays) // 3):
+        chosen.setdefault(index, f"calibration sample {few.numbers[index]}")
+    made = []
+    for index, title in list(chosen.items())[:SHOWN]:
+        picture = _png(arrays[index])
+        if picture is not None:
+            made.append(Picture(title=title, png=picture))
+    return tuple(made)
+
+
+def _png(array: Array) -> str | None:
+    """An image input as PNG in base64, stretched to 0–255; None where it is no image."""
+    if array.ndim != 4 or array.shape[1] not in (1, 3):
+        return None
+    pixels = array[0].transpose(1, 2, 0).astype(np.float64)
+    low, high = pixels.min(), pixels.max()
+    whole = np.rint((pixels - low) / max(high - low, 1e-9) * 255).astype(np.uint8)
+    image = Image.fromarray(whole[..., 0] if whole.shape[2] == 1 else whole)
+    image.thumbnail((160, 160))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,40 @@
+"""The first layer at which two float graphs of the same names are no longer the same function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from edgeopt.data.samples import Feed
+from edgeopt.parity.localize import TensorErrors
+from edgeopt.runtimes.onnxruntime import Session
+
+SAME_DB = 60.0
+"""Tensors that differ by a factor per channel only (equalisation) are above it once that factor is taken out."""
+
+
+def first_differing_layer(a: ir.Model, b: ir.Model, samples: Iterable[Feed]) -> str | None:
+    """Name of the node of ``a``, or None if every tensor that both know is the same up to a factor per channel."""
+    makers = {v.name or "": node.name or v.name for node in a.graph for v in node.outputs if _is_float(v)}
+    known = {value.name for node in b.graph for value in node.outputs if _is_float(value)}
+    names = [name for name in makers if name in known]
+    errors = TensorErrors(a, names, scaled=True)
+    with Session(exposed(a, names)) as first, Session(exposed(b, names)) as second:
+        for feed in samples:
+            errors.add(first.run(feed), second.run(feed))
+    return next((makers[name] for name, decibel in errors.sqnr_db().items() if decibel < SAME_DB), None)
+
+
+def exposed(model: ir.Model, names: Iterable[str]) -> bytes:
+    """The model with the named values as outputs too."""
+    model = model.clone()
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    known = {value.name for value in model.graph.outputs}
+    model.graph.outputs.extend(values[name] for name in names if name in values and name not in known)
+    data: bytes = ir.to_proto(model).SerializeToString()
+    return data
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.FLOAT

