@@ -44,7 +44,7 @@ class RunFolder:
     @property
     def inputs(self) -> jobs.Inputs:
         data = self.recipe.data
-        return jobs.Inputs(data.calibration, data.evaluation, self.recipe.preprocess, self.root)
+        return jobs.Inputs(data.training, data.calibration, data.evaluation, self.recipe.preprocess, self.root)
 
     def path(self, target: str) -> Path:
         """Of the artifact that a user would ship."""
