@@ -116,7 +116,7 @@ class Evidence:
 
     def runner(self, target: str) -> Any:
         """Context manager of the artifact's ``FileRunner``."""
-        return open_file(self.run.path(target), self.run.artifacts[target])
+        return open_file(self.run.runnable(target), self.run.artifacts[target])
 
     def _collect(self, name: str, outputs: Iterable[Mapping[str, Array]]) -> Outputs:
         arrays: dict[str, Array] = {}

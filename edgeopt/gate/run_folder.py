@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from edgeopt.errors import UsageError
 from edgeopt.graph.quantization import QuantizedGraph
+from edgeopt.parity.runners import runnable
 from edgeopt.pipeline import jobs
 from edgeopt.pipeline.record import Manifest, Report
 from edgeopt.pipeline.request import read_request
@@ -49,6 +50,14 @@ class RunFolder:
     def path(self, target: str) -> Path:
         """Of the artifact that a user would ship."""
         return self.out / (self.report.targets[target].path or "")
+
+    def runnable(self, target: str) -> Path:
+        """What runs on this machine in the artifact's place: the artifact itself, or the file that stands for it."""
+        return runnable(self.out / target, self.artifacts[target])
+
+    def own_graph(self, target: str) -> QuantizedGraph:
+        """The graph with the grids that this target was written from."""
+        return self.recipe.requested()[target].own_graph(self.graph)
 
 
 def read_run(out: Path, recipe: Path | None = None) -> RunFolder:

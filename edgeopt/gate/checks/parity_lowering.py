@@ -24,13 +24,14 @@ def run(evidence: Evidence, target: str) -> Said:
     # Segments are looked at on the first few: in an order of chance, as data is often sorted by class or brightness.
     few = list(evidence.few(PARITY_SAMPLES))
     few = [few[index] for index in np.random.default_rng(evidence.policy.seed).permutation(len(few))]
+    graph = run.own_graph(target)
     try:
         report = check_artifact(
-            run.graph,
+            graph,
             run.artifacts[target],
-            run.path(target),
+            run.runnable(target),
             few,
-            reference=check_quantization(run.graph, few),
+            reference=check_quantization(graph, few),
             tolerance=limits.tolerance,
             min_sqnr_db=limits.min_sqnr_db,
             min_top1_agreement=limits.min_top1_agreement,
