@@ -241,8 +241,8 @@ def _count(taken: Array, tensor: TensorStatistics, counts: Array, zeros: Array) 
     channels = taken.shape[1]
     low = tensor.low.astype(np.float32).reshape(1, -1, 1)
     width = np.maximum(tensor.high - tensor.low, 1e-30).astype(np.float32).reshape(1, -1, 1)
-    bins = ((taken - low) * (np.float32(BINS) / width)).astype(np.int32)
-    np.clip(bins, 0, BINS - 1, out=bins)
+    # Clipped as floats: where all samples are alike the width is next to nothing, and what it divides no integer holds.
+    bins = np.clip((taken - low) * (np.float32(BINS) / width), 0, BINS - 1).astype(np.int32)
     is_zero = taken == 0
     # Zeros go to one bin behind all others, so that one count serves both.
     flat = np.where(is_zero, channels * BINS, bins + (np.arange(channels, dtype=np.int32) * BINS).reshape(1, -1, 1))
