@@ -73,7 +73,7 @@ def command(source: Path, out: Path | None, localize: bool, trust: bool, json_wa
     gated = _gate(recipe, outcome.out, json_wanted=json_wanted) if recipe.gate is not None else 0
     for error in outcome.errors:
         click.echo(click.style("error", fg="red", bold=True) + f": {error}", err=True)
-    return outcome.exit_code or gated
+    return next((code for code in (2, 4, 3, 1) if code in (outcome.exit_code, gated)), 0)
 
 
 def _gate(recipe: Recipe, out: Path, *, json_wanted: bool) -> int:

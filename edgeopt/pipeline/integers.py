@@ -26,7 +26,8 @@ _SHIFTS = {np.dtype(np.int8): UNSIGNED_SHIFT, np.dtype(np.uint8): 0}
 
 
 def same_integers(paths: Mapping[str, Path]) -> dict[str, tuple[str, ...]]:
-    """For each artifact the others that agree wherever both files name a tensor: grids, and the integers of weights.
+    """For each artifact the others that agree wherever both files name a tensor: grids, and how often each
+    integer stands in a weight (formats keep axes in different orders, so places are the parity levels' to judge).
 
     A file holds no grid for a tensor that it fused over, so only tensors that both have are compared; two files that
     share none are not called the same.
