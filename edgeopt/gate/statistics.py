@@ -127,17 +127,31 @@ def probabilities(outputs: Array, temperature: float = 1.0) -> Array:
 
 def reliability(chances: Array, labels: Array) -> Reliability:
     """Expected calibration error of the most likely class, and the diagram's bins. ``chances`` [n, classes]."""
-    confidence, right = chances.max(1), chances.argmax(1) == labels
+    counts, confidence, right = _binned(*confidences(chances, labels))
+    bins = tuple(
+        ReliabilityBin(samples=int(count), confidence=float(seen / count), accuracy=float(hits / count))
+        for count, seen, hits in zip(counts, confidence, right, strict=True)
+        if count
+    )
+    return Reliability(ece=float(np.abs(confidence - right).sum() / len(labels)), bins=bins)
+
+
+def confidences(chances: Array, labels: Array) -> tuple[Array, Array]:
+    """Confidence of the most likely class and whether it is right, both [n]. ``chances`` [n, classes]."""
+    return chances.max(1), chances.argmax(1) == labels
+
+
+def expected_calibration_error(confidence: Array, right: Array) -> float:
+    """As in ``reliability``, which also says where it comes from."""
+    _, seen, hits = _binned(confidence, right)
+    return float(np.abs(seen - hits).sum() / len(right))
+
+
+def _binned(confidence: Array, right: Array) -> tuple[Array, Array, Array]:
+    """Per equal bin of confidence: samples, sum of confidence, right answers."""
     at = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    bins, error = [], 0.0
-    for index in range(BINS):
-        chosen = at == index
-        count = int(chosen.sum())
-        if count:
-            seen, share = float(confidence[chosen].mean()), float(right[chosen].mean())
-            error += count / len(labels) * abs(seen - share)
-            bins.append(ReliabilityBin(samples=count, confidence=seen, accuracy=share))
-    return Reliability(ece=error, bins=tuple(bins))
+    counts, seen, hits = (np.bincount(at, weights, BINS) for weights in (None, confidence, right))
+    return counts, seen, hits
 
 
 def fit_temperature(outputs: Array, labels: Array) -> float:

@@ -23,10 +23,11 @@ def run(evidence: Evidence, target: str) -> Said | None:
         return None  # outputs-alive and preprocessing say what is wrong
     chances = {name: statistics.probabilities(array) for name, array in scores.items()}
     before, after = (statistics.reliability(chances[name], labels) for name in ("float", "target"))
+    (sure_float, right_float), (sure, right) = (statistics.confidences(chances[n], labels) for n in chances)
     increase = statistics.bootstrap(
         lambda chosen: (
-            statistics.reliability(chances["target"][chosen], labels[chosen]).ece
-            - statistics.reliability(chances["float"][chosen], labels[chosen]).ece
+            statistics.expected_calibration_error(sure[chosen], right[chosen])
+            - statistics.expected_calibration_error(sure_float[chosen], right_float[chosen])
         ),
         len(labels),
         draws=DRAWS,
