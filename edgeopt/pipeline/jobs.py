@@ -44,6 +44,7 @@ from edgeopt.parity.localize import (
 from edgeopt.parity.runners import open_file, runnable
 from edgeopt.passes.base import Context, Pass
 from edgeopt.passes.canonical import canonicalise
+from edgeopt.pipeline import confidence
 from edgeopt.pipeline.evidence import scale_warning
 from edgeopt.pipeline.record import Metric, Metrics, QuantizationRecord
 from edgeopt.recipe.schema import DataSource, ModelSource, ParityLimits
@@ -57,7 +58,7 @@ from edgeopt.training.qat import TrainingContext
 from edgeopt.training.ranks import is_first
 from edgeopt.training.read_data import digest_of_callable, from_callable, in_memory
 from edgeopt.training.work import open_work
-from edgeopt.types import Artifact, Effort, Frozen, Preprocess, Signature, TensorSpec
+from edgeopt.types import Artifact, Confidence, Effort, Frozen, Preprocess, Signature, TensorSpec
 
 Result = TypeVar("Result", bound=Frozen)
 
@@ -315,6 +316,7 @@ class PassesResult(Frozen):
     quantization: QuantizationRecord
     parity: LevelReport
     float_top1: Metric | None
+    confidence: Confidence | None
     warnings: tuple[str, ...]
 
 
@@ -361,6 +363,8 @@ def run_passes(job: PassesJob) -> None:
             predictions = _predict_float(graph.model, evaluation, job.threads)
             np.save(job.out / PREDICTIONS, predictions)
             float_top1 = Metric(top1=float((predictions == evaluation.labels).mean()), samples=len(predictions))
+    with _step("confidence on calibration samples"):
+        sure = confidence.fit(graph, calibration, threads=job.threads)
     table = graph.quantization or Quantization()
     _write_result(
         job.out,
@@ -372,6 +376,7 @@ def run_passes(job: PassesJob) -> None:
             ),
             parity=_labelled(parity, about_samples),
             float_top1=float_top1,
+            confidence=sure,
             warnings=(*warnings, *graph.warnings),
         ),
     )
@@ -463,8 +468,12 @@ def build_target(job: TargetJob) -> None:
     shared, graph = graph, job.target.own_graph(graph)
     folder = job.out / ARTIFACT
     folder.mkdir()
+    sure = passed.confidence
+    if graph is not shared and sure is not None:
+        calibration = job.inputs.open("calibration", imported.signature)
+        sure = confidence.fit(graph, calibration, threads=job.threads)
     with _step(f"{name}: write"):
-        artifact = job.target.lower(graph, folder, preprocess=imported.preprocess, labels=job.labels)
+        artifact = job.target.lower(graph, folder, preprocess=imported.preprocess, labels=job.labels, confidence=sure)
         if artifact.realised is None:
             realised = job.target.realised(folder / artifact.path, graph)
             artifact = artifact.model_copy(update={"realised": realised})

@@ -441,6 +441,7 @@ class _Run:
             signature=artifact.signature,
             layouts=artifact.layouts,
             preprocess=artifact.preprocess,
+            confidence=artifact.confidence,
             parity={"L1": result.quantization, "L2": result.parity},
             metrics=result.metrics,
             latency_ms=measured,

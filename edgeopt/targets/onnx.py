@@ -61,7 +61,7 @@ from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantParams
 from edgeopt.runtimes.onnxruntime import Session, saturates
 from edgeopt.targets.base import Target
 from edgeopt.targets.fp16 import compute_in_fp16
-from edgeopt.types import Artifact, IoType, Preprocess, Realised, Signature
+from edgeopt.types import CONFIDENCE, Artifact, Confidence, IoType, Preprocess, Realised, Signature
 
 Array = npt.NDArray[Any]
 IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
@@ -109,6 +109,7 @@ class Onnx(Target):
         *,
         preprocess: Preprocess | None = None,
         labels: tuple[str, ...] = (),
+        confidence: Confidence | None = None,
     ) -> Artifact:
         """Write ``model.onnx`` into ``out``.
 
@@ -150,6 +151,8 @@ class Onnx(Target):
             model.metadata_props[PREPROCESS] = preprocess.model_dump_json()
         if labels:
             model.metadata_props[LABELS] = json.dumps(labels)
+        if confidence is not None:
+            model.metadata_props[CONFIDENCE] = confidence.model_dump_json()
         if grids:
             model.metadata_props[IO_QUANTIZATION] = json.dumps(grids, sort_keys=True)
         data = ir.to_proto(model).SerializeToString(deterministic=True)
@@ -164,6 +167,7 @@ class Onnx(Target):
                 inputs=tuple(map(spec, model.graph.inputs)), outputs=tuple(map(spec, model.graph.outputs))
             ),
             preprocess=preprocess,
+            confidence=confidence,
             realised=self.realised(path, graph),
         )
 

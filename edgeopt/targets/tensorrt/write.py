@@ -29,20 +29,24 @@ from edgeopt.targets.fp16 import compute_in_fp16
 from edgeopt.targets.onnx import IR_VERSIONS
 from edgeopt.targets.tensorrt.operators import repair
 from edgeopt.targets.tensorrt.versions import Version
-from edgeopt.types import Preprocess
+from edgeopt.types import CONFIDENCE, Confidence, Preprocess
 
 Array = npt.NDArray[Any]
 
 
 def write_model(
-    graph: QuantizedGraph, version: Version, preprocess: Preprocess | None, labels: tuple[str, ...]
+    graph: QuantizedGraph,
+    version: Version,
+    preprocess: Preprocess | None,
+    labels: tuple[str, ...],
+    confidence: Confidence | None = None,
 ) -> ir.Model:
     """The model of the bundle.
 
     Args:
         graph: with TensorRT's own table.
         version: the release it is for.
-        preprocess, labels: what travels in the file's metadata.
+        preprocess, labels, confidence: what travels in the file's metadata.
 
     Raises:
         UnsupportedOperator: one that the release does not read.
@@ -53,7 +57,10 @@ def write_model(
     _float_biases(model.graph)
     _float_weights(model.graph, table, integer_weights=version.integer_weights)
     compute_in_fp16(model.graph, lambda node: table.scheme(node) == "fp16")
-    return finished(model, version, preprocess, labels)
+    model = finished(model, version, preprocess, labels)
+    if confidence is not None:
+        model.metadata_props[CONFIDENCE] = confidence.model_dump_json()
+    return model
 
 
 def write_half(graph: QuantizedGraph, version: Version) -> ir.Model:
