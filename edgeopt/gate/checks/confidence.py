@@ -23,11 +23,9 @@ def run(evidence: Evidence, target: str) -> Said | None:
         return None  # outputs-alive and preprocessing say what is wrong
     chances = {name: statistics.probabilities(array) for name, array in scores.items()}
     before, after = (statistics.reliability(chances[name], labels) for name in ("float", "target"))
+    gaps = {name: _gaps(array, labels) for name, array in chances.items()}
     increase = statistics.bootstrap(
-        lambda chosen: (
-            statistics.reliability(chances["target"][chosen], labels[chosen]).ece
-            - statistics.reliability(chances["float"][chosen], labels[chosen]).ece
-        ),
+        lambda chosen: _ece(gaps["target"][chosen]) - _ece(gaps["float"][chosen]),
         len(labels),
         draws=DRAWS,
         level=evidence.policy.confidence_level,
@@ -73,6 +71,20 @@ def run(evidence: Evidence, target: str) -> Said | None:
     verdict: Verdict = "inconclusive" if increase.value > policy.max_ece_increase else "pass"
     return Said(verdict, text, remedy="Give more labelled samples." if verdict == "inconclusive" else "",
                 details=tuple(details), figures=figures, evidence={"confidence": record})  # fmt: skip
+
+
+def _gaps(chances: statistics.Array, labels: statistics.Array) -> statistics.Array:
+    """[n, bins]: of every sample, in the bin of its confidence, that less whether it is right."""
+    confidence, right = chances.max(1), chances.argmax(1) == labels
+    at = np.minimum((confidence * statistics.BINS).astype(int), statistics.BINS - 1)
+    made = np.zeros((len(labels), statistics.BINS))
+    made[np.arange(len(labels)), at] = confidence - right
+    return made
+
+
+def _ece(gaps: statistics.Array) -> float:
+    """Expected calibration error: the bins' sums without their signs, over all samples."""
+    return float(np.abs(gaps.sum(0)).sum() / len(gaps))
 
 
 def _temperature(
