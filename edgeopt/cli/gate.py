@@ -18,7 +18,7 @@ EXAMPLES = """\b
 Examples:
   edgeopt gate out/quickstart
   edgeopt gate out/model --policy policy.yaml --baseline baseline.json --junit gate.xml --sarif gate.sarif --github
-  edgeopt gate out/model --baseline baseline.json --write-baseline
+  edgeopt gate out/model --write-baseline baseline.json
   edgeopt gate out/model --policy policy.yaml --keep-failures
 
 \b
@@ -32,7 +32,7 @@ JSON_FILE = "gate.json"
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--policy", type=click.Path(path_type=Path), help="Limits, YAML.  [default: the recipe's, else built in]")
 @click.option("--baseline", type=click.Path(path_type=Path), help="What may not get worse, JSON.")
-@click.option("--write-baseline", is_flag=True, help="Write the baseline from this run, in place of comparing with it.")
+@click.option("--write-baseline", type=click.Path(path_type=Path), help="Write a baseline of this run, JSON.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Where the recipe is now, if it moved.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML.")
 @click.option("--sarif", type=click.Path(path_type=Path), help="Write SARIF 2.1.0.")
@@ -51,16 +51,15 @@ def command(run: Path, json_wanted: bool, github: bool, bisect_wanted: bool, **o
     judged = judge_in_worker(
         run,
         policy,
-        baseline=None if options["write_baseline"] else baseline,
-        write_baseline=options["write_baseline"],
+        baseline=baseline,
+        write_baseline=options["write_baseline"] is not None,
         recipe=options["recipe"],
         keep_failures=options["keep_failures"],
         localize=options["localize"],
     )
     if judged.baseline is not None:
-        assert baseline is not None
-        _write(baseline, judged.baseline)
-        click.echo(f"baseline: {baseline}", err=True)
+        _write(options["write_baseline"], judged.baseline)
+        click.echo(f"baseline: {options['write_baseline']}", err=True)
     if judged.regression is not None:
         assert policy.regression.file is not None
         _write(policy.regression.file, judged.regression)
@@ -149,23 +148,25 @@ def show(
 
 
 def _asked(run: Path, options: dict[str, Any]) -> tuple[Policy, Path | None]:
-    """Policy and baseline: from the options, else from the recipe of the run."""
+    """Policy and baseline: from the options, else from the recipe of the run.
+
+    Where a new baseline is made, the recipe's is not held against the run: it is what is to be replaced.
+    """
     from edgeopt.gate.policy import Policy, load_policy
 
     policy_file, baseline = options["policy"], options["baseline"]
     if (policy_file is None or baseline is None) and run.is_dir():
         files = _of_recipe(run, options["recipe"])
         policy_file = policy_file or files[0]
-        baseline = baseline or files[1]
+        baseline = baseline or (files[1] if options["write_baseline"] is None else None)
     policy = load_policy(policy_file) if policy_file is not None else Policy()
-    if options["write_baseline"] and baseline is None:
-        raise UsageError("--write-baseline needs a file", hint="Give --baseline FILE.")
     if options["keep_failures"] and policy.regression.file is None:
         raise UsageError(
             "--keep-failures needs a file", hint="Name it in the policy: `regression: {file: regression.json}`."
         )
-    if baseline is not None and not options["write_baseline"] and not baseline.exists():
-        raise UsageError("there is no such baseline", where=str(baseline), hint="Make it with --write-baseline.")
+    if baseline is not None and not baseline.exists():
+        hint = f"Make it with --write-baseline {baseline}."
+        raise UsageError("there is no such baseline", where=str(baseline), hint=hint)
     return policy, baseline
 
 

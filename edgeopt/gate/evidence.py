@@ -6,11 +6,11 @@ files of a scratch folder, which the caller removes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from edgeopt.parity.runners import FileRunner, open_file
 from edgeopt.runtimes.onnxruntime import Session
 
 Array = npt.NDArray[Any]
+Value = TypeVar("Value")
 Outputs = Mapping[str, Array]
 """Output name → array whose first axis are samples (a batch axis of 1 is dropped)."""
 
@@ -57,6 +58,14 @@ class Evidence:
         self.run, self.policy, self.scratch = run, policy, scratch
         self.baseline, self.localize = baseline, localize
         self._artifact_outputs: dict[str, Outputs] = {}
+        self._known: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, find: Callable[[], Value]) -> Value:
+        """What ``find`` returned when ``key`` was first asked for: what checks of several targets need alike."""
+        if key not in self._known:
+            self._known[key] = find()
+        found: Value = self._known[key]
+        return found
 
     # --- data
 

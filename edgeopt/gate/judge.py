@@ -82,6 +82,7 @@ def judge(job: GateJob) -> Judged:
             class_names=evidence.class_names,
             pictures=pictures,
             policy=job.policy.model_dump(mode="json"),
+            told=run.recipe.model_card,
             seconds=round(time.monotonic() - start, 2),
         )
         return Judged(

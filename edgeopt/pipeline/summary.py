@@ -152,6 +152,7 @@ def _target(
         signature=artifact.signature,
         layouts=artifact.layouts,
         preprocess=artifact.preprocess,
+        confidence=artifact.confidence,
         parity={"L1": result.quantization, "L2": result.parity},
         metrics=result.metrics,
         latency_ms=measured,

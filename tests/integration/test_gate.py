@@ -24,7 +24,7 @@ from edgeopt.gate.judge import GateJob, judge
 from edgeopt.gate.policy import Policy
 from edgeopt.gate.run_folder import read_run
 from edgeopt.graph.quantization import QuantizedTensor, QuantParams
-from edgeopt.pipeline import jobs
+from edgeopt.pipeline import confidence, jobs
 from edgeopt.pipeline.verdict import GateResult
 from edgeopt.report.github import MOST, annotation_lines
 from edgeopt.report.junit import as_junit
@@ -57,6 +57,7 @@ def folder(tmp_path_factory) -> Path:
         "passes": [{"use": "quantize", "scheme": "int8"}],
         "targets": {"onnx": {}, "tflite": {}},
         "effort": "fast",
+        "model_card": {"intended_use": "Tells day from night.", "limits": ["Only outdoors."]},
     }
     YAML().dump(recipe, folder / "recipe.yaml")
     assert edgeopt(["convert", str(folder), "--out", str(folder / "out")]) == 0
@@ -127,6 +128,20 @@ def test_a_moved_run_is_judged_with_its_recipe(folder, tmp_path):
     assert edgeopt(["gate", str(tmp_path / "elsewhere" / "out")]) == 2
     asked = ["gate", str(tmp_path / "elsewhere" / "out"), "--recipe", str(folder), "--json"]
     assert edgeopt(asked) == 0
+
+
+def test_the_files_carry_a_temperature_of_the_calibration_samples(folder):
+    """Labels there are wrong in one of ten, so the model is too sure of itself; the evaluation set is like that too."""
+    result = judged(folder, skip=["robustness", "parity-quantization", "preprocessing"])
+    for name in ("onnx", "tflite"):
+        written = confidence.read(read_run(folder / "out").runnable(name))
+        assert written.samples == 130
+        assert written.temperature > 1
+        record = result.evidence[name].confidence
+        assert record.temperature == written.temperature
+        assert record.ece_scaled < record.target.ece
+    report = json.loads((folder / "out" / "report.json").read_text())
+    assert report["targets"]["onnx"]["confidence"]["temperature"] == written.temperature
 
 
 def larger_channel(table, node):
@@ -207,7 +222,7 @@ def test_a_regression_set_grows_and_holds(folder, spoilt, tmp_path):
 
 def test_a_baseline_holds_what_was_agreed(folder, spoilt, tmp_path, capsys):
     file = tmp_path / "baseline.json"
-    assert edgeopt(["gate", str(folder / "out"), "--baseline", str(file), "--write-baseline"]) == 0
+    assert edgeopt(["gate", str(folder / "out"), "--write-baseline", str(file)]) == 0
     baseline = json.loads(file.read_text())
     assert "latency" not in file.read_text()
     assert edgeopt(["gate", str(folder / "out"), "--baseline", str(file)]) == 0
@@ -263,9 +278,9 @@ def test_a_bad_policy_gets_one_clear_message(folder, tmp_path, capsys, text, sai
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--write-baseline"], "--baseline FILE"),
+        (["--write-baseline"], "requires an argument"),
         (["--keep-failures"], "regression"),
-        (["--baseline", "nowhere.json"], "--write-baseline"),
+        (["--baseline", "nowhere.json"], "--write-baseline nowhere.json"),
     ],
 )
 def test_a_bad_request(folder, capsys, options, said):
@@ -373,9 +388,11 @@ def test_reports_say_the_verdict_first(bad_result):
     assert result.headline.split(":")[0] in markdown
     assert page.index("Failed") < page.index("<h2")
     assert "http" not in page.replace("http-equiv", "")
-    card = json.loads((out / "model_card.json").read_text())
-    assert card["intended_use"] is None
-    assert "Unknown" in (out / "model_card.md").read_text()
+    card, text = json.loads((out / "model_card.json").read_text()), (out / "model_card.md").read_text()
+    assert card["told"] == {"intended_use": "Tells day from night.", "limits": ["Only outdoors."]}
+    assert "Tells day from night." in text.partition("## Intended use")[2].partition("## ")[0]
+    assert "Only outdoors." in text.partition("## Limits")[2]
+    assert "Unknown: the recipe does not say." in text.partition("## License")[2].partition("## ")[0]
     assert card["metrics"]["onnx"]["drop"]["low"] <= card["metrics"]["onnx"]["drop"]["high"]
 
 

@@ -16,6 +16,7 @@ from edgeopt.data.samples import Few, LabelledSamples
 from edgeopt.gate.check import Figures, Said
 from edgeopt.gate.differing_layer import exposed
 from edgeopt.gate.evidence import Evidence
+from edgeopt.graph.placement import WEIGHTED
 from edgeopt.pipeline.verdict import Picture, Verdict
 from edgeopt.runtimes.onnxruntime import Session
 
@@ -30,6 +31,11 @@ STRETCHES = 3.0
 """A sample whose largest value is three times the next sample's costs the others a bit and a half."""
 BINS = 64
 SHOWN = 6
+SHIFTED = 0.25
+"""Standard deviations by which the means of a tensor's channels lie apart (rms over the channels, beyond chance):
+halves of one set come to 0 to 0.1, a quarter turn, other light or noise to 0.3 and more."""
+ACTIVATIONS_AT = 100
+SHUFFLES, LEAST_CHANNELS = 60, 8
 
 
 def run(evidence: Evidence, target: None) -> Said | None:
@@ -60,6 +66,14 @@ def run(evidence: Evidence, target: None) -> Said | None:
         details.append(f"distance to the evaluation set {distance:.3f} (total variation of values; {how})")
         if distance > FAR:
             wrong.append(f"calibration and evaluation values are far apart: {distance:.2f} of 1 ({how})")
+        shift, where = _shift(evidence, few)
+        figures["shift"] = round(shift, 3)
+        details.append(f"activations of the two sets lie {shift:.2f} standard deviations apart at most (node {where})")
+        if shift > SHIFTED:
+            wrong.append(
+                f"calibration and evaluation samples are not alike to the model: at node {where} channel means lie "
+                f"{shift:.2f} standard deviations apart, beyond chance; one of the two sets is prepared wrongly"
+            )
         answered = _coverage(evidence, few)
         figures["classes"] = answered[0]
         if answered[1]:
@@ -103,6 +117,52 @@ def _distance(a: list[Array], b: list[Array]) -> tuple[float, str]:
     return worst, how
 
 
+def _shift(evidence: Evidence, few: Few) -> tuple[float, str]:
+    """How differently the float model's channels respond to two sets: the tensor where most, and its node.
+
+    Per channel the difference of the means over samples, in standard deviations; squared and averaged over the
+    channels of a tensor, less what shuffled samples reach in 95 % of the cases.
+    """
+    model = evidence.run.source
+    makers = {
+        value.name or "": node.name or "" for node in model.graph if node.op_type in WEIGHTED for value in node.outputs
+    }
+    sets = [Few(samples, ACTIVATIONS_AT) for samples in (few, evidence.samples)]
+    responses: dict[str, Array] = {}
+    with Session(exposed(model, makers)) as session:
+        rows: dict[str, list[Array]] = {name: [] for name in makers}
+        for samples in sets:
+            for feed in samples:
+                for name, array in session.run(feed, list(makers)).items():
+                    rows[name].append(_per_channel(array))
+        responses = {name: np.stack(found).astype(np.float64) for name, found in rows.items()}
+    count = len(sets[0])
+    random = np.random.default_rng(evidence.policy.seed)
+    orders = [random.permutation(count + len(sets[1])) for _ in range(SHUFFLES)]
+    worst, where = 0.0, "none"
+    for name, array in responses.items():
+        if array.shape[1] < LEAST_CHANNELS or min(count, len(sets[1])) < LEAST_CHANNELS:
+            continue
+        found = _apart(array, count) - float(np.quantile([_apart(array[order], count) for order in orders], 0.95))
+        if found > 0 and np.sqrt(found) > worst:
+            worst, where = float(np.sqrt(found)), makers[name]
+    return worst, where
+
+
+def _per_channel(array: Array) -> Array:
+    """Means over places: of [1, C, …] or [1, T, C]."""
+    means: Array = array[0].mean(0) if array.ndim == 3 else array[0].reshape(array.shape[1], -1).mean(1)
+    return means
+
+
+def _apart(array: Array, count: int) -> float:
+    """Of the first ``count`` rows and the others: squared difference of means over variance, mean over columns."""
+    a, b = array[:count], array[count:]
+    spread = (a.var(0) + b.var(0)) / 2
+    alive = spread > 0
+    return float((np.square(a.mean(0) - b.mean(0))[alive] / spread[alive]).mean()) if alive.any() else 0.0
+
+
 def _coverage(evidence: Evidence, few: Few) -> tuple[int, list[int]]:
     """Classes that the float model sees in the calibration samples, and those it sees in evaluation only.
 
@@ -129,8 +189,9 @@ def _stretching(evidence: Evidence, few: LabelledSamples) -> list[tuple[int, str
     made = {value.name: node.name for node in graph.model.graph for value in node.outputs}
     names = [name for name in (table.activations if table is not None else {}) if name in made]
     peaks = []
+    looked_at = Few(few, ACTIVATIONS_AT)
     with Session(exposed(graph.model, names)) as session:
-        for feed in few:
+        for feed in looked_at:
             peaks.append([float(np.abs(array).max(initial=0)) for array in session.run(feed, names).values()])
     if len(peaks) < 3 or not names:
         return []
@@ -141,7 +202,7 @@ def _stretching(evidence: Evidence, few: LabelledSamples) -> list[tuple[int, str
     for column in np.argsort(-ratio):
         if ratio[column] < STRETCHES or order[-2][column] <= 0:
             break
-        sample = int(table_of_peaks[:, column].argmax())
+        sample = looked_at.numbers[int(table_of_peaks[:, column].argmax())]
         text = (
             f"calibration sample {sample} reaches {order[-1][column]:.3g} at node {made[names[column]]}, "
             f"{ratio[column]:.1f} times any other"

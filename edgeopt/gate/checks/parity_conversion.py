@@ -12,7 +12,7 @@ from edgeopt.graph.model import serialise
 from edgeopt.graph.quantization import Quantization
 from edgeopt.parity.levels import check_source
 from edgeopt.parity.localize import LOCALIZE_SAMPLES, ROUNDING_DB, source_errors
-from edgeopt.pipeline.jobs import CONVERSION_SAMPLES, load_source
+from edgeopt.pipeline.jobs import CONVERSION_SAMPLES
 from edgeopt.runtimes.onnxruntime import Session
 
 ID = "parity-conversion"
@@ -49,8 +49,7 @@ def run(evidence: Evidence, target: None) -> Said:
             figures=figures,
         )
     try:
-        imported = load_source(run.recipe.model, run.root, trust=False)
-        parity = check_source(imported.source, run.source, few, tolerance=limit)
+        parity = check_source(run.open_source(), run.source, few, tolerance=limit)
     except (EdgeoptError, ImportError) as problem:
         recorded = run.report.parity["L0"]
         figures["relative_error"] = recorded.rel

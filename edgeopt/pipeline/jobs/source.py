@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from edgeopt.data.check import Checked, DataStats, check
 from edgeopt.data.samples import Few, LabelledSamples
-from edgeopt.frontends import Imported
+from edgeopt.frontends import Imported, Source
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.parity.compare import LevelReport
 from edgeopt.parity.levels import check_source
@@ -126,3 +126,17 @@ def load_source(model: ModelSource, root: Path, *, trust: bool, trained: Path | 
         return load_exported(model.exported, trust=trust, inputs=model.inputs)
     assert model.factory is not None
     return load_torch(model.factory, model.weights, model.inputs, root=root, trained=trained)
+
+
+def open_source(model: ModelSource, root: Path, *, trust: bool, trained: Path | None = None) -> Source:
+    """The model as the user has it, to be run: nothing is exported or imported. Arguments as for ``load_source``."""
+    if model.onnx is not None:
+        from edgeopt.frontends.onnx import OnnxSource
+
+        return OnnxSource(model.onnx)
+    from edgeopt.frontends.torch import open_exported, open_torch
+
+    if model.exported is not None:
+        return open_exported(model.exported, trust=trust, inputs=model.inputs)
+    assert model.factory is not None
+    return open_torch(model.factory, model.weights, model.inputs, root=root, trained=trained)

@@ -29,7 +29,7 @@ from edgeopt.targets.onnx.movement import move_integers, slice_blocks
 from edgeopt.targets.onnx.realised import read_realised
 from edgeopt.targets.onnx.weights import drop_zero_points, fold_weights, quantize_at_run_time, shift_weights
 from edgeopt.targets.onnx_file import serialised, share_small_constants, stamp, strip_notes
-from edgeopt.types import Artifact, IoType, Preprocess, Realised, Signature
+from edgeopt.types import Artifact, Confidence, IoType, Preprocess, Realised, Signature
 
 
 class Onnx(Target):
@@ -66,6 +66,7 @@ class Onnx(Target):
         *,
         preprocess: Preprocess | None = None,
         labels: tuple[str, ...] = (),
+        confidence: Confidence | None = None,
     ) -> Artifact:
         """Write ``model.onnx`` into ``out``.
 
@@ -105,7 +106,7 @@ class Onnx(Target):
         for node in model.graph:
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 node.name = None
-        stamp(model, preprocess, labels)
+        stamp(model, preprocess, labels, confidence)
         if grids:
             model.metadata_props[IO_QUANTIZATION] = json.dumps(grids, sort_keys=True)
         data = serialised(model)
@@ -120,6 +121,7 @@ class Onnx(Target):
                 inputs=tuple(map(spec, model.graph.inputs)), outputs=tuple(map(spec, model.graph.outputs))
             ),
             preprocess=preprocess,
+            confidence=confidence,
             realised=self.realised(path, graph),
         )
 

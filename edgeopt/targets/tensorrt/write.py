@@ -28,20 +28,24 @@ from edgeopt.targets.fp16 import compute_in_fp16
 from edgeopt.targets.onnx_file import stamp, strip_notes
 from edgeopt.targets.tensorrt.operators import repair
 from edgeopt.targets.tensorrt.versions import Version
-from edgeopt.types import Preprocess
+from edgeopt.types import Confidence, Preprocess
 
 Array = npt.NDArray[Any]
 
 
 def write_model(
-    graph: QuantizedGraph, version: Version, preprocess: Preprocess | None, labels: tuple[str, ...]
+    graph: QuantizedGraph,
+    version: Version,
+    preprocess: Preprocess | None,
+    labels: tuple[str, ...],
+    confidence: Confidence | None = None,
 ) -> ir.Model:
     """The model of the bundle.
 
     Args:
         graph: with TensorRT's own table.
         version: the release it is for.
-        preprocess, labels: what travels in the file's metadata.
+        preprocess, labels, confidence: what travels in the file's metadata.
 
     Raises:
         UnsupportedOperator: one that the release does not read.
@@ -52,14 +56,14 @@ def write_model(
     _float_biases(model.graph)
     _float_weights(model.graph, table, integer_weights=version.integer_weights)
     compute_in_fp16(model.graph, lambda node: table.scheme(node) == "fp16")
-    return finished(model, version, preprocess, labels)
+    return finished(model, version, preprocess, labels, confidence)
 
 
 def write_half(graph: QuantizedGraph, version: Version) -> ir.Model:
     """The companion: the float graph with everything between its inputs and outputs in float16."""
     model = graph.model.clone()
     compute_in_fp16(model.graph, lambda node: True)
-    return finished(model, version, None, ())
+    return finished(model, version)
 
 
 def write_float(
@@ -84,7 +88,13 @@ def write_float(
     return finished(model, version, preprocess, labels)
 
 
-def finished(model: ir.Model, version: Version, preprocess: Preprocess | None, labels: tuple[str, ...]) -> ir.Model:
+def finished(
+    model: ir.Model,
+    version: Version,
+    preprocess: Preprocess | None = None,
+    labels: tuple[str, ...] = (),
+    confidence: Confidence | None = None,
+) -> ir.Model:
     """The model in the release's opset, without what is not the model."""
     for node in list(model.graph):
         if node.op_type == "Pad":
@@ -92,7 +102,7 @@ def finished(model: ir.Model, version: Version, preprocess: Preprocess | None, l
     model = _in_opset(model, version)
     remove_unused(model.graph)
     strip_notes(model.graph)
-    stamp(model, preprocess, labels)
+    stamp(model, preprocess, labels, confidence)
     return model
 
 
