@@ -372,6 +372,7 @@ def test_reports_say_the_verdict_first(bad_result):
     assert markdown.startswith("# ❌")
     assert result.headline.split(":")[0] in markdown
     assert page.index("Failed") < page.index("<h2")
+    assert "polyline" in page[page.index('id="latency"') :]
     assert "http" not in page.replace("http-equiv", "")
     card = json.loads((out / "model_card.json").read_text())
     assert card["intended_use"] is None
