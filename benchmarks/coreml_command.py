@@ -197,8 +197,8 @@ def markdown(rows: list[dict[str, Any]], titles: dict[str, str]) -> str:
     kept = [row for row in exact if right(row)]
     wrong = [f"{titles[row['model']]} {row['scheme']}" for row in rows if not right(row)]
     notes = [
-        f"- {met(len(kept) == len(exact))}: {len(kept)} of {len(exact)} models carry the integers exactly in the fp32 form "
-        f"(asked: at least {100 * LEAST_EQUAL} % of the segments' values equal, none over one step off).",
+        f"- {met(len(kept) == len(exact))}: {len(kept)} of {len(exact)} models carry the integers exactly in the "
+        f"fp32 form (asked: at least {100 * LEAST_EQUAL} % of the segments' values equal, none over one step off).",
         f"- {met(not wrong)}: {len(rows) - len(wrong)} of {len(rows)} commands end with exit code 0 and status ok"
         f"{'' if not wrong else ', not: ' + ', '.join(wrong)}.",
         *(f"- L2 is labelled “{label}”." for label in labels),
