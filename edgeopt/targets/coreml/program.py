@@ -80,7 +80,7 @@ class Built:
 
 
 FRAMEWORKS = ("torch", "tensorflow", "sklearn", "xgboost")
-"""coremltools imports each that is installed, to convert from it: 6 of the 8 s that its import takes, for nothing here."""
+"""coremltools imports each that is installed, to convert from it: 6 of the 8 s of its import, for nothing here."""
 
 
 @contextlib.contextmanager
