@@ -23,7 +23,8 @@ from benchmarks import data, nets, place, tables
 
 SCHEMES = ("fp32", "fp16", "int8-weights", "int8", "int8 in fp32")
 """The last: integers carried by float32 scales. fp16, the default of what is not int8, rounds the scales themselves."""
-CALIBRATION, EVALUATION = 64, 32
+SEEDED = {"calibration": 16, "evaluation": 16}  # enough for ranges: what is checked is the file
+TRAINED = {"calibration": 64, "evaluation": 32}
 LEAST_EQUAL = 0.9999
 MOST_STEPS = 1.001  # grids are float32: one step is not always the same float64
 QUICKSTART = place.REPOSITORY / "recipes" / "quickstart"
@@ -61,9 +62,7 @@ def models() -> dict[str, Model]:
 def _seeded(name: str) -> tuple[Path, str, np.ndarray, np.ndarray]:
     source = nets.load()
     size = source.SIZES.get(name, 224)
-    images = [
-        nets.photos(part, count, size) for part, count in (("calibration", CALIBRATION), ("evaluation", EVALUATION))
-    ]
+    images = [nets.photos(part, count, size) for part, count in SEEDED.items()]
     return nets.onnx_file(source, name), nets.INPUT, images[0], images[1]
 
 
@@ -72,7 +71,12 @@ def _trained(model: data.TrainedModel) -> tuple[Path, str, np.ndarray, np.ndarra
         return images[[k * len(images) // count for k in range(min(count, len(images)))]]
 
     calibration, (evaluation, _) = model.calibration(), model.evaluation()
-    return model.onnx, model.input_name, spread(calibration, CALIBRATION), spread(evaluation, EVALUATION)
+    return (
+        model.onnx,
+        model.input_name,
+        spread(calibration, TRAINED["calibration"]),
+        spread(evaluation, TRAINED["evaluation"]),
+    )
 
 
 def arguments_for(name: str, scheme: str) -> list[str]:
@@ -206,9 +210,10 @@ def markdown(rows: list[dict[str, Any]], titles: dict[str, str]) -> str:
     return "\n\n".join(
         [
             tables.conditions("python -m benchmarks.coreml_command", ["coremltools", "numpy", "onnx", "onnxruntime"]),
-            f"{CALIBRATION} images calibrate and {EVALUATION} others evaluate (fewer where a model has fewer), effort "
-            "`fast`; the quickstart as its recipe says, whose float parts are fp32. Random weights (the first seven): "
-            "their dB say nothing of what a trained net loses.",
+            "Seeded nets (the first seven; random weights, whose dB say nothing of what a trained net loses): "
+            f"{SEEDED['calibration']} photos calibrate and {SEEDED['evaluation']} others evaluate. Trained models: "
+            f"{TRAINED['calibration']} and {TRAINED['evaluation']}, or as many as there are. Effort `fast`. The "
+            "quickstart is as its recipe says, its float parts in fp32.",
             tables.table(header, body),
             "\n".join(notes),
         ]

@@ -1,5 +1,6 @@
 """The seven seeded nets: as modules, and as ONNX files with images to convert them with."""
 
+import functools
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ NAMES = ("mobilenet_v2", "mobilenet_v3_small", "resnet18", "efficientnet_b0", "d
 INPUT = "image"
 
 
+@functools.cache  # it registers operators with PyTorch, which can be done once
 def load() -> ModuleType:
     """nets.py, which lies beside the data folder.
 
