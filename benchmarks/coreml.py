@@ -131,9 +131,10 @@ def markdown(records: list[dict[str, Any]], command: str) -> str:
     return "\n\n".join(
         [
             tables.conditions(command, ["coremltools", "torch", "onnx", "numpy"]),
-            f"From the .pt2 to the package, imports and loading included, in fresh processes; the lower of {RUNS} runs by "
-            f"turns. “Own”: what each does beyond loading and decomposing the program (ours: canonical graph and writing; "
-            f"coremltools: convert and save). SQNR of {IMAGES} images against PyTorch, emulated: MIL reference semantics.",
+            f"From the .pt2 to the package, imports and loading included, in fresh processes; the lower of {RUNS} runs "
+            "by turns. “Own”: what each does beyond loading and decomposing the program (ours: canonical graph and "
+            "writing; coremltools: convert and save). "
+            f"SQNR of {IMAGES} images against PyTorch, emulated: MIL reference semantics.",
             tables.table(
                 [
                     *("net", "CPU s: ours, coremltools", "ratio", "own CPU s: ours, coremltools"),
@@ -144,7 +145,8 @@ def markdown(records: list[dict[str, Any]], command: str) -> str:
             ),
             f"- {'Met' if not slower else '**Not met**'}: no slower than coremltools' own route, in processor time"
             f"{'' if not slower else ': slower on ' + ', '.join(slower)}.\n"
-            f"- {'Met' if not larger else '**Not met**'}: no larger{'' if not larger else ': not ' + ', '.join(larger)}.",
+            f"- {'Met' if not larger else '**Not met**'}: no larger"
+            f"{'' if not larger else ': larger on ' + ', '.join(larger)}.",
         ]
     )
 
