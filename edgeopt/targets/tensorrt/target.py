@@ -46,6 +46,7 @@ class TensorrtTarget(Target):
 
     name: ClassVar[str] = "tensorrt"
     constraints: ClassVar[Constraints] = Constraints(symmetric_activations=True)
+    own_grids: ClassVar[str | None] = "zero point 0, from the same ranges"
 
     version: str | None = None
     jetpack: str | None = None
