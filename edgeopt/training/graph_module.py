@@ -287,7 +287,7 @@ def _rounding() -> Any:
     """One node for the whole of it: written with torch's own operators, it takes three times the passes over memory."""
     import torch
 
-    class OnGrid(torch.autograd.Function):
+    class OnGrid(torch.autograd.Function):  # type: ignore[misc]  # torch leaves it untyped
         @staticmethod
         def forward(ctx: Any, value: Any, scale: Any, zero_point: int, low: int, high: int) -> Any:
             steps = value / scale
