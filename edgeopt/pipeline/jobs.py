@@ -44,7 +44,7 @@ from edgeopt.parity.localize import (
 from edgeopt.parity.runners import open_file, runnable
 from edgeopt.passes.base import Context, Pass
 from edgeopt.passes.canonical import canonicalise
-from edgeopt.pipeline import confidence
+from edgeopt.pipeline import calibration_doctor, confidence
 from edgeopt.pipeline.evidence import scale_warning
 from edgeopt.pipeline.record import Metric, Metrics, QuantizationRecord
 from edgeopt.recipe.schema import DataSource, ModelSource, ParityLimits
@@ -229,6 +229,9 @@ def import_model(job: ImportJob) -> None:
         ir.save(graph.model, job.out / GRAPH)
     with _step("check data"):
         calibration, evaluation, about_data = _look_at(job.inputs, imported.signature)
+    if calibration is not None:
+        with _step("look at the calibration set"):
+            about_data += _examine(job.inputs, imported.signature, graph.model, job.threads)
     samples, about_samples = job.inputs.for_parity(imported.signature, CONVERSION_SAMPLES, job.seed)
     with _step("L0 parity: source against graph"):
         parity = check_source(imported.source, graph.model, samples, threads=job.threads, tolerance=job.tolerance)
@@ -263,6 +266,12 @@ def _look_at(inputs: Inputs, signature: Signature) -> tuple[SeenData | None, See
     if seen and also_seen and (shared := also_seen.shared_with(seen)):
         warnings.append(shared)
     return _seen(seen, calibration), _seen(also_seen, evaluation), warnings
+
+
+def _examine(inputs: Inputs, signature: Signature, model: ir.Model, threads: int) -> list[str]:
+    calibration = inputs.open("calibration", signature)
+    assert calibration is not None
+    return calibration_doctor.warnings(model, calibration, inputs.open("evaluation", signature), threads=threads)
 
 
 def load_source(model: ModelSource, root: Path, *, trust: bool, trained: Path | None = None) -> Imported:

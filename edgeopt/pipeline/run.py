@@ -151,6 +151,8 @@ class _Run:
                 out,
             ),
         )
+        for text in jobs.read_result(imported, jobs.ImportResult).warnings:
+            events.warn(text)  # now, before the long part of the work rests on what they speak of
         rejected = self._check_targets(imported)
         passed = self._step(
             "passes",
@@ -365,7 +367,7 @@ class _Run:
             for text in record.warnings:
                 events.warn(f"{name}: {text}")
         warnings = (*source.warnings, *quantized.warnings)
-        for text in warnings:
+        for text in quantized.warnings:
             events.warn(text)
         seen = {"calibration": source.calibration, "evaluation": source.evaluation}
         model = recipe.model
