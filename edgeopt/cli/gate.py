@@ -40,6 +40,7 @@ JSON_FILE = "gate.json"
 @click.option("--keep-failures", is_flag=True, help="Add samples that flipped to the policy's regression file.")
 @click.option("--localize", is_flag=True, help="Say which layers lose most, also if all is well.")
 @click.option("--bisect", "bisect_wanted", is_flag=True, help="If it fails: the smallest set of layers to keep float.")
+@click.option("--repro", type=click.Path(path_type=Path), help="If it fails: a folder with the part that differs.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print the result as one JSON document.")
 def command(run: Path, json_wanted: bool, github: bool, bisect_wanted: bool, **options: Any) -> int:
     """Judge a finished run by running its artifacts again.
@@ -68,7 +69,24 @@ def command(run: Path, json_wanted: bool, github: bool, bisect_wanted: bool, **o
     code = show(judged.result, run, json_wanted=json_wanted, github=github, **files)
     if bisect_wanted and code:
         _bisect(run, judged.result, policy, baseline, options["recipe"], err=json_wanted)
+    if options["repro"] is not None:
+        _reproduce(run, judged.result, options["repro"], options["recipe"], err=json_wanted)
     return code
+
+
+def _reproduce(run: Path, result: GateResult, folder: Path, recipe: Path | None, *, err: bool) -> None:
+    """Cut out what differs, print what it shows. The exit code stays: there may be nothing that can be cut out."""
+    from edgeopt.cli.isolated import in_worker
+    from edgeopt.gate.repro import ReproJob
+
+    job = ReproJob(run.absolute(), result, folder.absolute(), recipe)
+    try:
+        text: str = in_worker("repro", "edgeopt.gate.repro:write", job, limit_s=LIMIT_S)
+    except UsageError as error:
+        click.echo(f"repro: {error}", err=err)
+        return
+    click.echo(text, nl=False, err=err)
+    click.echo(f"repro: python {folder / 'repro.py'}", err=err)
 
 
 def _bisect(

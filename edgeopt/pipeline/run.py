@@ -140,6 +140,8 @@ class _Run:
                 out,
             ),
         )
+        for text in jobs.read_result(imported, jobs.ImportResult).warnings:
+            events.warn(text)  # now, before the long part of the work rests on what they speak of
         rejected = self._check_targets(imported)
         passed = self._step(
             "passes",

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from ruamel.yaml import YAML
 from edgeopt import digest
 from edgeopt.cli import run as edgeopt
 from edgeopt.data import arrays
+from edgeopt.errors import UsageError
 from edgeopt.gate.judge import GateJob, judge
 from edgeopt.gate.policy import Policy
+from edgeopt.gate.repro import ReproJob
+from edgeopt.gate.repro import write as write_reproduction
 from edgeopt.gate.run_folder import read_run
 from edgeopt.graph.quantization import QuantizedTensor, QuantParams
 from edgeopt.pipeline import confidence, jobs
@@ -38,16 +42,31 @@ BROWSERS_OWN = re.compile(r"https?://([\w.-]+\.)?(google\.com|update\.googleapis
 QUICK = {"robustness": {"samples": 24}}
 
 
+def _logits(folder: Path, images: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
+    """Of the tiny net with these weights, [n, classes]; leaves it in ``folder``."""
+    with Session(tiny.save_model(folder / "model.onnx", arrays=weights)) as session:
+        return np.vstack([session.run({"image": image[None]})["logits"] for image in images])
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A classifier, samples labelled as it answers them (one in ten otherwise), and its conversion ``out``."""
+    """A model that tells colours, samples of them, and its conversion ``out``.
+
+    Labels are drawn from softmax(logits / 1.5): where the model is unsure it is sometimes wrong, and it is too sure.
+    """
     folder = tmp_path_factory.mktemp("gate")
-    tiny.save_model(folder / "model.onnx")
-    images = tiny.samples(260, seed=5) * np.linspace(0.2, 1, 260, dtype=np.float32)[:, None, None, None]
-    images *= np.random.default_rng(3).random((260, 3, 1, 1), np.float32) * 2
-    with Session(folder / "model.onnx") as session:
-        labels = np.array([int(session.run({"image": image[None]})["logits"].argmax()) for image in images])
-    labels[::10] = (labels[::10] + 1) % tiny.CLASSES
+    random = np.random.default_rng(3)
+    colors = random.integers(0, tiny.CLASSES, 260)
+    light = np.where(np.eye(4, 3)[colors] > 0, 1, 0.35)
+    light[colors == 3] = 1
+    light = light * random.uniform(0.7, 1.3, (260, 1))
+    images = (tiny.samples(260, seed=5) * light[:, :, None, None]).astype(np.float32)
+    weights = tiny.weights(3)
+    weights |= {"b1": weights["b1"] / 10, "b2": weights["b2"] / 10}
+    features = np.hstack([_logits(folder, images, weights | {"w3": np.eye(8, 4, -k, np.float32)}) for k in (0, 4)])
+    weights["w3"] = np.linalg.lstsq(features, 8 * np.eye(4)[colors] - 2, rcond=1e-3)[0].astype(np.float32)
+    logits = _logits(folder, images, weights)
+    labels = (logits + 1.5 * np.random.default_rng(1).gumbel(size=logits.shape)).argmax(1)
     tiny.save_samples(folder / "calibration.npz", images[1::2], labels=labels[1::2])
     tiny.save_samples(folder / "evaluation.npz", images[::2], labels=labels[::2])
     recipe = {
@@ -117,9 +136,7 @@ def test_a_good_run_passes(folder):
     assert any("yard" not in text and "calibrated on evaluation samples" in text
                for text in by_id["parity-quantization"].details)  # fmt: skip
     metric = result.evidence["onnx"].metric
-    assert metric.float_.value == pytest.approx(
-        0.8, abs=0.01
-    )  # every tenth label was changed, all of them in this half
+    assert metric.float_.value == pytest.approx(0.95, abs=0.02)  # the other labels were drawn otherwise
     assert metric.drop.low <= metric.drop.value <= metric.drop.high
 
 
@@ -131,12 +148,11 @@ def test_a_moved_run_is_judged_with_its_recipe(folder, tmp_path):
 
 
 def test_the_files_carry_a_temperature_of_the_calibration_samples(folder):
-    """Labels there are wrong in one of ten, so the model is too sure of itself; the evaluation set is like that too."""
     result = judged(folder, skip=["robustness", "parity-quantization", "preprocessing"])
     for name in ("onnx", "tflite"):
         written = confidence.read(read_run(folder / "out").runnable(name))
         assert written.samples == 130
-        assert written.temperature > 1
+        assert written.temperature == pytest.approx(1.5, abs=0.4)
         record = result.evidence[name].confidence
         assert record.temperature == written.temperature
         assert record.ece_scaled < record.target.ece
@@ -148,7 +164,7 @@ def larger_channel(table, node):
     name = node.inputs[1].name
     weight = table.weights[name]
     scale = np.array(weight.params.scale)
-    scale[2] *= 64
+    scale[2] *= 12
     params = QuantParams(scale, weight.params.zero_point, weight.params.axis)
     return replace(table, weights={**table.weights, name: QuantizedTensor(weight.integers, params)})
 
@@ -177,6 +193,39 @@ def test_a_wrong_scale_in_the_file_is_named(spoilt):
     assert "parity-lowering" in failed(result)
     assert "parity-quantization" not in failed(result)
     assert layer in next(c.summary for c in result.checks if c.id == "parity-lowering")
+
+
+@pytest.mark.parametrize(
+    ("level", "artifact"), [("L1", "artifact.onnx"), ("L2", "artifact.onnx"), ("L2", "artifact.tflite")]
+)
+def test_a_reproduction_runs_alone(folder, spoilt, tmp_path, level, artifact, capsys):
+    """With numpy and the runtime; it ends with 1 while the part differs, and shows nothing where nothing is wrong."""
+    layer = lower_again(spoilt, change_table=level == "L1", change=larger_channel)
+    if artifact == "artifact.tflite":
+        shutil.copy(folder / "out" / "onnx" / "model.onnx", spoilt / "out" / "onnx")
+    sign_again(spoilt)
+    policy = tmp_path / "policy.yaml"
+    others = "slices, confidence, robustness, preprocessing, task-metric, outputs-alive, parity-conversion"
+    policy.write_text(f"skip: [{others}, calibration-data]\n")
+    asked = ["gate", str(spoilt / "out"), "--policy", str(policy), "--repro", str(tmp_path / "repro")]
+    assert edgeopt(asked) == 1
+    assert "DIFFERS" in capsys.readouterr().out
+    assert (tmp_path / "repro" / artifact).stat().st_size < 10_000
+    moved = (tmp_path / "repro").rename(tmp_path / "moved")
+    done = subprocess.run([sys.executable, "-I", moved / "repro.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert f"{level}: {artifact} computes" in done.stdout
+    assert layer in done.stdout
+    assert float(re.search(r"differs from expected.npz by (\S+)", done.stdout)[1]) < 1e-6
+    result = GateResult.model_validate_json((spoilt / "out" / "gate.json").read_text())
+    with pytest.raises(UsageError, match="shows a difference"):
+        write_reproduction(ReproJob(folder / "out", result, tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_nothing_is_reproduced_where_nothing_failed(folder):
+    with pytest.raises(UsageError, match="nothing failed"):
+        write_reproduction(ReproJob(folder / "out", judged(folder, skip=["robustness"]), folder / "none"))
 
 
 def test_a_file_that_was_changed_afterwards(spoilt):
@@ -444,7 +493,6 @@ def test_the_action_calls_what_is_there():
 def test_the_action_runs_with_the_installed_command(folder, tmp_path):
     """Its script, as GitHub runs it."""
     import os
-    import sys
 
     action = YAML(typ="safe").load(ROOT / "action.yml")
     (tmp_path / "run.sh").write_text(action["runs"]["steps"][0]["run"])

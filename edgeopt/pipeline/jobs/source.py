@@ -18,6 +18,7 @@ from edgeopt.parity.levels import check_source
 from edgeopt.parity.localize import LOCALIZE_SAMPLES, ROUNDING_DB, source_errors
 from edgeopt.passes.base import Context
 from edgeopt.passes.canonical import canonicalise
+from edgeopt.pipeline import calibration_doctor
 from edgeopt.pipeline.jobs.folder import GRAPH, MODULE, stage, write_result
 from edgeopt.pipeline.jobs.inputs import Inputs
 from edgeopt.pipeline.jobs.levels import labelled, located
@@ -72,6 +73,9 @@ def import_model(job: ImportJob) -> None:
         ir.save(graph.model, job.out / GRAPH)
     with stage("check data"):
         calibration, evaluation, about_data = _look_at(job.inputs, imported.signature)
+    if calibration is not None:
+        with stage("look at the calibration set"):
+            about_data += _examine(job.inputs, imported.signature, graph.model, job.threads)
     samples, about_samples = job.inputs.for_parity(imported.signature, CONVERSION_SAMPLES, job.seed)
     with stage("L0 parity: source against graph"):
         parity = check_source(imported.source, graph.model, samples, threads=job.threads, tolerance=job.tolerance)
@@ -112,6 +116,12 @@ def _seen(checked: Checked | None, samples: LabelledSamples | None) -> SeenData 
     if checked is None or samples is None:
         return None
     return SeenData(stats=checked.stats, labelled=samples.labels is not None)
+
+
+def _examine(inputs: Inputs, signature: Signature, model: ir.Model, threads: int) -> list[str]:
+    calibration = inputs.open("calibration", signature)
+    assert calibration is not None
+    return calibration_doctor.warnings(model, calibration, inputs.open("evaluation", signature), threads=threads)
 
 
 def load_source(model: ModelSource, root: Path, *, trust: bool, trained: Path | None = None) -> Imported:

@@ -133,6 +133,7 @@ class CoremlTarget(Target):
             signature=_signature(model, built, interface),
             names={ours: theirs for ours, theirs in built.names.items() if ours != theirs},
             preprocess=preprocess,
+            confidence=confidence,
             realised=self.realised(path, graph),
             float_dtype="float16" if self._default_half(graph) else "float32",
         )

@@ -79,7 +79,7 @@ class TfliteTarget(Target):
             self._write_output(e, value, graph)
         model = e.model
         layouts = _layouts(e)
-        _drop_unused(model)
+        tflite.drop_unused(model)
         present = {tensor.name for tensor in model.tensors}
         layouts = {name: layout for name, layout in layouts.items() if name in present}
         names = [value.name or "" for value in (*source.inputs, *source.outputs)]
@@ -195,31 +195,6 @@ def _rename(model: tflite.Model, index: int, name: str) -> None:
                 fresh += "_"
             tensor.name = fresh
     model.tensors[index].name = name
-
-
-def _drop_unused(model: tflite.Model) -> None:
-    """Remove operators whose results nobody reads, then tensors that nobody names; order is kept."""
-    needed = set(model.outputs)
-    kept: list[tflite.Operator] = []
-    for operator in reversed(model.operators):
-        if needed.intersection(operator.outputs):
-            kept.append(operator)
-            needed.update(operator.inputs)
-    model.operators = kept[::-1]
-    used = set(model.inputs) | set(model.outputs)
-    for operator in model.operators:
-        used.update(operator.inputs)
-        used.update(operator.outputs)
-    order = sorted(used)
-    place = {old: new for new, old in enumerate(order)}
-    model.tensors = [model.tensors[old] for old in order]
-    for operator in model.operators:
-        operator.inputs = tuple(place[index] for index in operator.inputs)
-        operator.outputs = tuple(place[index] for index in operator.outputs)
-    model.inputs = [place[index] for index in model.inputs]
-    model.outputs = [place[index] for index in model.outputs]
-    model.signature_inputs = {name: place[index] for name, index in model.signature_inputs.items()}
-    model.signature_outputs = {name: place[index] for name, index in model.signature_outputs.items()}
 
 
 def _layouts(e: Emitter) -> dict[str, tflite.Layout]:
