@@ -28,16 +28,16 @@ def as_text(document: BenchDocument) -> list[str]:
 
 
 def failures_of(results: Sequence[BenchResult], budget_ms: float) -> tuple[str, ...]:
-    """Per model and device: in words, if none of its results keeps to the budget."""
+    """Per model and device: in words, if no result shows that it keeps to the budget. Unstable times show nothing."""
     best: dict[tuple[str, str], BenchResult] = {}
     for result in results:
         key = (result.model, result.device)
-        if key not in best or held(result) < held(best[key]):
+        if key not in best or (not result.stable, held(result)) < (not best[key].stable, held(best[key])):
             best[key] = result
     return tuple(
         f"{model} on {device}: {held(result):.3g} ms ({_holds(result)}), at most {budget_ms:g} ms was asked"
         for (model, device), result in best.items()
-        if held(result) > budget_ms
+        if held(result) > budget_ms or not result.stable
     )
 
 
@@ -47,12 +47,15 @@ def held(result: BenchResult) -> float:
 
 
 def _holds(result: BenchResult) -> str:
-    return "upper end of the prediction" if result.kind == "predicted" else "median"
+    if result.kind == "predicted":
+        return "upper end of the prediction"
+    return "median" if result.stable else "unstable, which shows nothing; measure again on a machine at rest"
 
 
 def ratio_in_words(ratio: Ratio) -> str:
     sure = not ratio.low <= 1 <= ratio.high
     word = "" if sure else ", no difference beyond the noise"
+    word += "" if ratio.stable else "; of UNSTABLE times"
     return f"{ratio.model} takes {ratio.ratio:.3g} times as long as {ratio.to} ({ratio.low:.3g}–{ratio.high:.3g}{word})"
 
 
