@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
@@ -183,18 +182,6 @@ def spread(outcomes: list[Outcome]) -> float:
     return float(ratios[min(len(ratios) - 1, int(np.ceil(0.9 * (len(ratios) + 1))) - 1)])
 
 
-def spread_of_devices(outcomes: list[Outcome]) -> float:
-    """The same where whole devices are what varies: the 90 % quantile over devices of each device's own.
-
-    Rows of one device err together, so that many rows of few devices say less than their number.
-    """
-    by_device: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
-    for outcome in outcomes:
-        by_device[outcome.row.device, outcome.row.engine].append(outcome)
-    limits = sorted(spread(listed) for listed in by_device.values())
-    return limits[math.ceil(0.9 * len(limits)) - 1]
-
-
 def pool_of(regime: str, group: str) -> str:
     """Whose errors tell how far a prediction may be off: the group's; of devices that are not in the data, for which
     there are too few in a group, those of all groups that run on such a unit."""
@@ -215,7 +202,6 @@ FEWEST_FOR_SPREAD = 30  # a group with fewer outcomes takes the spread of all gr
 
 def coverage(outcomes: list[Outcome], regime: str) -> dict[str, bool]:
     """Row → whether its 90 % interval held it. Each fold's spread comes from the other folds of its pool."""
-    width = spread_of_devices if regime == "devices_0" else spread
     inside: dict[str, bool] = {}
     by_group: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
@@ -227,7 +213,7 @@ def coverage(outcomes: list[Outcome], regime: str) -> dict[str, bool]:
                 others = [outcome for outcome in outcomes if outcome.fold != fold]
             if not others:
                 continue
-            limit = width(others)
+            limit = spread(others)
             for outcome in members:
                 if outcome.fold == fold:
                     inside[outcome.row.id] = abs(outcome.error) <= limit * outcome.scale

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.latency import heldout
 from benchmarks.latency.fitting import Split
-from benchmarks.latency.heldout import FEWEST_FOR_SPREAD, Key, Outcome, error_pct, spread, spread_of_devices
+from benchmarks.latency.heldout import FEWEST_FOR_SPREAD, Key, Outcome, error_pct, spread
 from benchmarks.latency.rows import Row
 from edgeopt.devices.packs import HeldOut, Pack, Regime
 
@@ -31,8 +31,7 @@ def judged(bare: Pack, outcomes: Mapping[str, list[Outcome]], waiting: Collectio
             listed = heldout.asked_for(listed, waiting)
         pool = heldout.pool_of(regime, bare.group)
         mine = [outcome for outcome in listed if heldout.pool_of(regime, outcome.group) == pool]
-        width = spread_of_devices if regime == "devices_0" else spread
-        held[regime] = _held(mine if len(mine) >= FEWEST_FOR_SPREAD else listed, width)
+        held[regime] = _held(mine if len(mine) >= FEWEST_FOR_SPREAD else listed)
     by_engine: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes["families"]:
         if outcome.group == bare.group:
@@ -41,11 +40,11 @@ def judged(bare: Pack, outcomes: Mapping[str, list[Outcome]], waiting: Collectio
     return bare.model_copy(update={"held_out": held, "errors": errors})
 
 
-def _held(outcomes: list[Outcome], width: Callable[[list[Outcome]], float] = spread) -> HeldOut:
+def _held(outcomes: list[Outcome]) -> HeldOut:
     return HeldOut(
         rows=len(outcomes),
         error_pct=round(error_pct([outcome.error for outcome in outcomes]), 1),
-        spread=round(width(outcomes), 3),
+        spread=round(spread(outcomes), 3),
     )
 
 
