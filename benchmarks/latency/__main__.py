@@ -34,6 +34,7 @@ NAMES = {
     "devices_0": "whole devices held out, no probe",
     "devices_3": "whole devices held out, 3 probes",
     heldout.RANDOM: "the same, 3 random models as probes",
+    "threads": "a device's number of CPU threads held out",
 }
 FEWEST = 10
 
@@ -58,7 +59,7 @@ def judge(folder: Path) -> dict[str, list[Outcome]]:
     with ProcessPoolExecutor() as pool:
         for outcomes in pool.map(judge_regime, ("families", "random", "devices"), [folder] * 3):
             found |= outcomes
-    return {regime: found[regime] for regime in NAMES}
+    return {regime: found[regime] for regime in NAMES if regime in found}
 
 
 def _pct(values: list[float]) -> str:
@@ -141,6 +142,7 @@ def main() -> None:
     bare = {name: fitting.as_group(name, groups[name], fitted[name]) for name in groups}
     known = [c for group in bare.values() for c in group.pack.configurations]
     waiting = {(c.device, c.engine, c.threads, c.campaign) for c in known if waits(c)}
+    found["threads"] = list(heldout.by_threads(groups, fitted, waiting))
     if arguments.packs:
         packs = [planned(group, groups[name]) for name, group in bare.items()]
         packing.write(PACKS, groups, [packing.judged(pack, found, waiting) for pack in packs])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,6 +117,38 @@ def by_devices(groups: Split, baselines: Baselines | None) -> Iterator[tuple[str
                         yield regime, outcome
 
 
+def by_threads(groups: Split, fitted: Mapping[str, Fitted], waiting: Collection[Key]) -> Iterator[Outcome]:
+    """Rows of a device with one number of threads, from its rows with another; a fold is a device.
+
+    Models are known, and the other configurations have the rates of the whole fit: only what threads do is held out.
+    """
+    profiles = {name: profile for profile in catalogue.profiles() for name in profile.measured_as}
+    names = sorted(profiles)
+    for name, configurations in groups.items():
+        quiet = [m for m in configurations if m.key not in waiting and name.startswith("cpu/")]
+        for measured in quiet:
+            device, engine, threads, _ = measured.key
+            others = [m for m in quiet if m.key[:2] == (device, engine) and m.key[2].isdigit() and m.key[2] != threads]
+            precision = engine.split("/")[2]
+            if device not in profiles or not threads.isdigit() or not others or precision not in BYTES:
+                continue
+            elsewhere = [m for m in configurations if m.key[0] != device]
+            exponent = thread_exponent(elsewhere, fitted[name])
+            known = [_configuration(m, fitted[name]) for m in others]
+            relatives = relative_rates(profiles[device], known, exponent, int(threads), "cpu", precision)  # type: ignore[arg-type]
+            offset, scale = fitted[name].shared(measured.x, [row.model for row in measured.rows])
+            log_ms = rates.log_latency(measured.x, adapt.transferred(fitted[name].mean, relatives)) + offset
+            yield from _outcomes(name, names.index(device), measured, log_ms, np.ones_like(scale), None, None)
+
+
+def _configuration(measured: Measured, fitted: Fitted) -> Configuration:
+    device, engine, threads, campaign = measured.key
+    theta = tuple(fitted.theta[measured.key])
+    return Configuration(
+        device=device, engine=engine, threads=threads, campaign=campaign, rows=len(measured.rows), theta=theta, own=()
+    )
+
+
 def _probed(
     name: str, fold: int, group: Group, widths: Widths, measured: Measured, probed: list[str],
     baselines: Baselines | None,
@@ -140,14 +172,7 @@ def unprobed(fitted: Fitted, train: list[Measured], key: Key) -> Array:
     unit, precision = engine.split("/")[1:]
     if profile is None or precision not in BYTES:
         return fitted.mean
-    others = [
-        Configuration(
-            device=m.key[0], engine=m.key[1], threads=m.key[2], campaign=m.key[3], rows=len(m.rows),
-            theta=tuple(fitted.theta[m.key]), own=(),
-        )
-        for m in train
-        if m.key[0] not in profile.measured_as
-    ]  # fmt: skip
+    others = [_configuration(m, fitted) for m in train if m.key[0] not in profile.measured_as]
     wanted = Configuration(device=device, engine=engine, threads=threads, campaign="", rows=0, theta=(), own=())
     count = threads_of(wanted) if unit == "cpu" else None
     exponent = thread_exponent(train, fitted)
@@ -185,7 +210,7 @@ def spread(outcomes: list[Outcome]) -> float:
 def pool_of(regime: str, group: str) -> str:
     """Whose errors tell how far a prediction may be off: the group's; of devices that are not in the data, for which
     there are too few in a group, those of all groups that run on such a unit."""
-    if regime != "devices_0":
+    if regime not in ("devices_0", "threads"):
         return group
     unit = group.partition("/")[0]
     return group if group == "gpu/nvidia" else unit

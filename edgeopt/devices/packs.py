@@ -23,8 +23,9 @@ from edgeopt.errors import SetupError, UsageError
 from edgeopt.types import Frozen
 
 Array = npt.NDArray[np.float64]
-Regime = Literal["random", "families", "devices_0", "devices_3"]
-"""What was held out: random models; whole families; whole devices with no probe, and with three."""
+Regime = Literal["random", "families", "devices_0", "devices_3", "threads"]
+"""What was held out: random models; whole families; whole devices with no probe, and with three; a device's rows with
+one number of threads."""
 
 
 class HeldOut(Frozen):
@@ -34,8 +35,8 @@ class HeldOut(Frozen):
     error_pct: float
     """Median absolute percentage error."""
     spread: float
-    """Multiple of a row's own scale that covers 90 % of the held-out log errors; with ``devices_0`` that scale is 1,
-    for what is not known of a device has nothing to do with the model."""
+    """Multiple of a row's own scale that covers 90 % of the held-out log errors; with ``devices_0`` and ``threads``
+    that scale is 1, for what is not known of a device has nothing to do with the model."""
 
 
 class Configuration(Frozen):

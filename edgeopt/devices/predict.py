@@ -14,7 +14,7 @@ from edgeopt.devices import adapt, catalogue, packs
 from edgeopt.devices.engines import engine_of, fusion_of, group_of
 from edgeopt.devices.kernels import COMPUTE, FUSION, OVERHEAD, QUANTITIES, UNITS, Kernel, fuse, matrix
 from edgeopt.devices.packs import Configuration, Group
-from edgeopt.devices.prediction import Bound, KernelCost, Prediction, RestsOn
+from edgeopt.devices.prediction import Bound, HeldOutKind, KernelCost, Prediction, RestsOn
 from edgeopt.devices.profile import (
     BYTES,
     AdaptedRates,
@@ -62,13 +62,22 @@ class Basis:
     threads: int | None
     warnings: tuple[str, ...] = ()
     adapted: AdaptedRates | None = None
+    other_threads: bool = False
+    """Transferred from the device's own rows with another number of threads."""
 
     @property
     def regime(self) -> packs.Regime:
         """Which held-out rows tell how far such a prediction may be off."""
         if self.adapted is not None:
             return "devices_3" if self.rows >= ENOUGH_PROBES else "devices_0"
+        if self.other_threads:
+            return "threads"
         return "families" if self.configuration is not None and self.rows >= ENOUGH_PROBES else "devices_0"
+
+    @property
+    def held_out(self) -> HeldOutKind:
+        """The same in a word."""
+        return "families" if self.regime == "families" else "threads" if self.regime == "threads" else "devices"
 
 
 def predict(
@@ -168,11 +177,10 @@ def predict_operations(
             hint="Measure it on the device: edgeopt bench MODEL --on ssh://user@host.",
         )
     judged = basis.group.pack.held_out.get(basis.regime)
-    own_scale = 1.0 if basis.regime == "devices_0" else float(scale[0])
+    own_scale = 1.0 if basis.regime in ("devices_0", "threads") else float(scale[0])
     width = float(np.exp((judged.spread if judged else 3.0) * own_scale))
     floor_ms = at_least_ms(quantities, device, support, precision, basis.threads)
     low, high = max(median / width, min(floor_ms, median)), median * width
-    too_wide = (_too_wide(device, support, precision, basis, low, high),) if high > TOO_WIDE * low else ()
     has_mb = device.memory_gb.value * 1e3 if device.memory_gb else None
     return Prediction(
         device=device.id,
@@ -196,9 +204,10 @@ def predict_operations(
             rows=basis.rows,
             pooled_rows=sum(c.rows for c in basis.group.pack.configurations),
             held_out_error_pct=judged.error_pct if judged else None,
-            held_out="families" if basis.regime == "families" else "devices",
+            held_out=basis.held_out,
         ),
-        warnings=(*basis.warnings, *too_wide),
+        warnings=basis.warnings,
+        narrower=_narrower(device, basis) if high > TOO_WIDE * low else None,
     )
 
 
@@ -222,15 +231,18 @@ def at_least_ms(
     return 2 * macs / peak / 1e6
 
 
-def _too_wide(
-    device: DeviceProfile, support: RuntimeSupport, precision: Precision, basis: Basis, low: float, high: float
-) -> str:
-    models = ", ".join(name.rpartition(":")[2].replace("@", " at ") for name in basis.group.pack.probes)
+def _narrower(device: DeviceProfile, basis: Basis) -> str:
+    models = ", ".join(map(_plain, basis.group.pack.probes))
     return (
-        f"{device.id} {support.runtime}/{support.unit} {precision}: {low:.3g}–{high:.3g} ms is too wide to decide on. "
-        f"Measure three models on such a board and fit: edgeopt bench --fit {device.id} results.json"
-        + (f" (most telling, or nets like them: {models})" if models else "")
+        f"measure three models on such a board, then edgeopt bench --fit {device.id} results.json; most telling for "
+        f"{basis.engine} are nets like {models}"
     )
+
+
+def _plain(model: str) -> str:
+    """``mobilenet_v1 at 3x224x224`` for ``source:mobilenet_v1@3x224x224``; a size that says nothing is left out."""
+    name, _, size = model.rpartition(":")[2].partition("@")
+    return f"{name} at {size}" if "x" in size else name
 
 
 def _bound(times: Array) -> Bound:
@@ -327,7 +339,10 @@ def find_basis(
         )
     if not relatives:
         warnings.append("no relative of this device was measured; the rates are those of all devices")
-    return Basis(pooled, engine, theta, None, 0, wanted, tuple(warnings))
+    mine = any(
+        c.device in device.measured_as and not waits(c) for c in pooled.pack.configurations if c.engine == engine
+    )
+    return Basis(pooled, engine, theta, None, 0, wanted, tuple(warnings), other_threads=cpu and mine)
 
 
 def nearest_engine(support: RuntimeSupport, precision: Precision) -> str:

@@ -129,7 +129,7 @@ def _row(result: BenchResult) -> tuple[str, ...]:
         f"{result.compute_unit}{threads}",
         str(result.precision),
         f"{ms.p50:.3g}",
-        f"{ms.low:.3g}–{ms.high:.3g}",
+        f"{ms.low:.3g}–{ms.high:.3g}" + (" too wide" if prediction.narrower else ""),
         f"{prediction.memory_mb:.1f}{fits}",
         f"predicted, {prediction.basis}",
         f"{prediction.rests_on.rows or prediction.rests_on.pooled_rows} rows"
@@ -140,8 +140,21 @@ def _row(result: BenchResult) -> tuple[str, ...]:
 
 def _about(predicted: Sequence[BenchResult]) -> list[str]:
     lines = ["predicted, not measured: median and its 90 % interval; measure on your own board with --on"]
-    if any(result.prediction is not None and result.prediction.basis == "transferred" for result in predicted):
-        lines.append("transferred: nothing was measured on that device and runtime; its relatives stand for it")
+    bases = {
+        result.prediction.rests_on.held_out
+        for result in predicted
+        if result.prediction is not None and result.prediction.basis == "transferred"
+    }
+    if bases - {"threads"}:
+        lines.append("transferred: nothing usable was measured on that device and runtime; its relatives stand for it")
+    if "threads" in bases:
+        lines.append("transferred, held-out threads: that device was measured with another number of threads")
+    hints = [r.prediction.narrower for r in predicted if r.prediction is not None and r.prediction.narrower]
+    if hints:
+        lines.append("too wide: the ends differ by more than four times, which decides nothing. What would narrow it:")
+        if len({result.device for result in predicted}) > 1:
+            hints = ["edgeopt bench MODEL --device NAME says it"]
+        lines += [f"  {text}" for text in dict.fromkeys(hints)]
     warnings = [text for result in predicted if result.prediction is not None for text in result.prediction.warnings]
     return lines + list(dict.fromkeys(warnings))
 
