@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt.graph.compression import COMPRESSED
+from edgeopt.graph.pairs import named_constant
 from edgeopt.graph.placement import WEIGHTED, activation_inputs
 from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantParams
 
@@ -181,7 +182,4 @@ class _Writer:
         return dequantize.outputs[0]
 
     def _constant(self, name: str, array: Array) -> ir.Value:
-        tensor = ir.tensor(np.array(array, order="C"), name=name)  # ascontiguousarray would make a vector of a scalar
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
+        return named_constant(self._graph, name, array)

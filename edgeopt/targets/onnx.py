@@ -55,6 +55,7 @@ from edgeopt.formats.onnx import (
 )
 from edgeopt.graph.constraints import Constraints
 from edgeopt.graph.opset import OLDEST, convert_opset, expand_pad_axes
+from edgeopt.graph.pairs import along_axis, forget_notes, named_constant
 from edgeopt.graph.placement import FUSED_ACTIVATIONS, WEIGHTED
 from edgeopt.graph.qdq import INTEGERS_SUFFIX, to_qdq
 from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantParams
@@ -603,20 +604,9 @@ class _Writer:
                 ir.convenience.replace_all_uses_with(value, first)
                 del graph.initializers[value.name]  # type: ignore[arg-type]
         for node in graph:
-            node.doc_string = None
-            node.metadata_props.clear()
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 node.name = None
-            for value in node.outputs:
-                value.doc_string = None
-                value.metadata_props.clear()
-                if not value.is_graph_output():
-                    value.type = value.shape = None
-        for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
-            value.doc_string = None
-            value.metadata_props.clear()
-        graph.doc_string = None
-        graph.metadata_props.clear()
+        forget_notes(graph)
 
     # Schemes other than int8
 
@@ -675,11 +665,7 @@ class _Writer:
                 zero_point = dequantize.inputs[2].const_value
                 if zero_point is None or zero_point.numpy().any():
                     continue
-            factor = scale.const_value.numpy()
-            if factor.ndim:
-                shape = [1] * len(stored.const_value.shape)
-                shape[dequantize.attributes.get_int("axis", 1)] = -1
-                factor = factor.reshape(shape)
+            factor = along_axis(dequantize)
             read = dequantize.outputs[0]
             name = read.name or ""
             cast = ir.node("Cast", [stored], {"to": int(ir.DataType.FLOAT)})
@@ -816,10 +802,7 @@ class _Writer:
         )
 
     def _constant(self, name: str, array: Array) -> ir.Value:
-        tensor = ir.tensor(np.array(array, order="C"), name=name)  # ascontiguousarray would make a vector of a scalar
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
+        return named_constant(self._graph, name, array)
 
 
 def _bounds(activation: ir.Node) -> tuple[float, float]:

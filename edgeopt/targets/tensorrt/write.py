@@ -15,13 +15,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt.errors import UnsupportedOperator
 from edgeopt.formats.onnx import LABELS, PREPROCESS
 from edgeopt.graph.opset import OLDEST, convert_opset, expand_pad_axes
+from edgeopt.graph.pairs import forget_notes, named_constant, real_values
 from edgeopt.graph.placement import WEIGHTED
 from edgeopt.graph.qdq import INTEGERS_SUFFIX, to_qdq
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
@@ -121,9 +121,7 @@ def _float_biases(graph: ir.Graph) -> None:
         stored = node.inputs[0] if node.op_type == "DequantizeLinear" else None
         if stored is None or stored.const_value is None or stored.dtype != ir.DataType.INT32:
             continue
-        scale = _array(node.inputs[1])
-        real = (_array(stored).astype(np.float32) * scale).astype(np.float32)
-        _replace(graph, node, real, (stored.name or "").removesuffix(INTEGERS_SUFFIX))
+        _replace(graph, node, real_values(node), (stored.name or "").removesuffix(INTEGERS_SUFFIX))
 
 
 def _float_weights(graph: ir.Graph, table: Quantization, *, integer_weights: bool) -> None:
@@ -135,16 +133,11 @@ def _float_weights(graph: ir.Graph, table: Quantization, *, integer_weights: boo
         in_float = all(one.op_type in WEIGHTED and table.scheme(one) != "int8" for one in readers)
         if integer_weights and not in_float:
             continue
-        scale, name = _array(node.inputs[1]), (stored.name or "").removesuffix(INTEGERS_SUFFIX)
-        if scale.ndim:
-            shape = [1] * len(stored.const_value.shape)
-            shape[node.attributes.get_int("axis", 1)] = -1
-            scale = scale.reshape(shape)
-        real = (_array(stored).astype(np.float32) * scale).astype(np.float32)
+        real, name = real_values(node), (stored.name or "").removesuffix(INTEGERS_SUFFIX)
         if in_float:
             _replace(graph, node, real, name)
             continue
-        constant = _constant(graph, f"{name}__float", real)
+        constant = named_constant(graph, f"{name}__float", real)
         axis = {name: one for name, one in node.attributes.items() if name == "axis"}
         quantize = ir.node("QuantizeLinear", [constant, *node.inputs[1:]], name=f"{name}__quantize")
         quantize.attributes.update(axis)
@@ -161,21 +154,9 @@ def _replace(graph: ir.Graph, node: ir.Node, array: Array, name: str) -> None:
     """A constant in place of what a DequantizeLinear of constants makes."""
     if name in graph.initializers and not graph.initializers[name].uses():
         del graph.initializers[name]  # the float one that the integers replaced
-    constant = _constant(graph, name if name not in graph.initializers else f"{name}__dq", array)
+    constant = named_constant(graph, name if name not in graph.initializers else f"{name}__dq", array)
     ir.convenience.replace_all_uses_with(node.outputs[0], constant)
     graph.remove(node, safe=True)
-
-
-def _array(value: ir.Value | None) -> Array:
-    assert value is not None and value.const_value is not None
-    return value.const_value.numpy()
-
-
-def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    tensor = ir.tensor(np.array(array, order="C"), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 # --- opset and leftovers
@@ -221,19 +202,7 @@ def _strip(model: ir.Model) -> None:
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
-    for node in graph:
-        node.doc_string = None
-        node.metadata_props.clear()
-        for value in node.outputs:
-            value.doc_string = None
-            value.metadata_props.clear()
-            if not value.is_graph_output():
-                value.type = value.shape = None
-    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
-        value.doc_string = None
-        value.metadata_props.clear()
-    graph.doc_string = None
-    graph.metadata_props.clear()
+    forget_notes(graph)
 
 
 def dequantized_scales(graph: QuantizedGraph) -> Mapping[str, float]:
