@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from edgeopt.runtimes.mil_reference.package import Feature
+    from edgeopt.runtimes.mil_reference.program import Feature
 
 EXAMPLES = """\b
 Examples:

@@ -248,9 +248,10 @@ def check_artifact(
         limit = FP16_REL if half else FLOAT_REL
         value = limit.value if tolerance is None else tolerance
         above = _above("output", accumulators, value, limit.reason)
-        # A deep network can amplify the rounding of the weights beyond that: then the reference, which has the same
-        # weights, says how much is theirs.
-        if not half or reference is None or _below_reference(report, reference, end_to_end_db):
+        # A deep network can amplify roundings beyond that: in fp16 of the weights, in fp32 of sums in another order.
+        # The reference has the same weights and is not optimised: what is no further off than it is right.
+        held = tolerance is not None and not half
+        if held or reference is None or _below_reference(report, reference, end_to_end_db):
             failures += above
     elif reference is not None and "int8-dynamic" not in schemes:
         failures += _below_reference(report, reference, end_to_end_db)

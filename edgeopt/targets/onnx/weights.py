@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.model import make_like
+from edgeopt.graph.pairs import along_axis
 from edgeopt.graph.placement import WEIGHTED
 from edgeopt.graph.qdq import INTEGERS_SUFFIX
 from edgeopt.targets.onnx.draft import Draft
@@ -80,11 +81,7 @@ def fold_weights(draft: Draft) -> None:
             zero_point = dequantize.inputs[2].const_value
             if zero_point is None or zero_point.numpy().any():
                 continue
-        factor = scale.const_value.numpy()
-        if factor.ndim:
-            shape = [1] * len(stored.const_value.shape)
-            shape[dequantize.attributes.get_int("axis", 1)] = -1
-            factor = factor.reshape(shape)
+        factor = along_axis(dequantize)
         read = dequantize.outputs[0]
         name = read.name or ""
         cast = ir.node("Cast", [stored], {"to": int(ir.DataType.FLOAT)})

@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt.errors import UnsupportedOperator
 from edgeopt.graph.model import named_initializer, remove_unused
 from edgeopt.graph.opset import OLDEST, convert_opset, expand_pad_axes
+from edgeopt.graph.pairs import real_values
 from edgeopt.graph.placement import WEIGHTED
 from edgeopt.graph.qdq import INTEGERS_SUFFIX, to_qdq
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
@@ -120,9 +120,7 @@ def _float_biases(graph: ir.Graph) -> None:
         stored = node.inputs[0] if node.op_type == "DequantizeLinear" else None
         if stored is None or stored.const_value is None or stored.dtype != ir.DataType.INT32:
             continue
-        scale = _array(node.inputs[1])
-        real = (_array(stored).astype(np.float32) * scale).astype(np.float32)
-        _replace(graph, node, real, (stored.name or "").removesuffix(INTEGERS_SUFFIX))
+        _replace(graph, node, real_values(node), (stored.name or "").removesuffix(INTEGERS_SUFFIX))
 
 
 def _float_weights(graph: ir.Graph, table: Quantization, *, integer_weights: bool) -> None:
@@ -134,12 +132,7 @@ def _float_weights(graph: ir.Graph, table: Quantization, *, integer_weights: boo
         in_float = all(one.op_type in WEIGHTED and table.scheme(one) != "int8" for one in readers)
         if integer_weights and not in_float:
             continue
-        scale, name = _array(node.inputs[1]), (stored.name or "").removesuffix(INTEGERS_SUFFIX)
-        if scale.ndim:
-            shape = [1] * len(stored.const_value.shape)
-            shape[node.attributes.get_int("axis", 1)] = -1
-            scale = scale.reshape(shape)
-        real = (_array(stored).astype(np.float32) * scale).astype(np.float32)
+        real, name = real_values(node), (stored.name or "").removesuffix(INTEGERS_SUFFIX)
         if in_float:
             _replace(graph, node, real, name)
             continue
@@ -163,11 +156,6 @@ def _replace(graph: ir.Graph, node: ir.Node, array: Array, name: str) -> None:
     constant = named_initializer(graph, name if name not in graph.initializers else f"{name}__dq", array)
     ir.convenience.replace_all_uses_with(node.outputs[0], constant)
     graph.remove(node, safe=True)
-
-
-def _array(value: ir.Value | None) -> Array:
-    assert value is not None and value.const_value is not None
-    return value.const_value.numpy()
 
 
 # --- opset and leftovers
