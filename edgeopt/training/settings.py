@@ -61,6 +61,9 @@ class Distillation(Frozen):
             are given; a 1×1 convolution or linear layer adapts the widths where they differ (FitNets, Romero et al.
             2015, arXiv:1412.6550).
         feature_weight: of the features' mean squared error, relative to the teacher's own power.
+        attention: ``auto`` spreads the student's attention blocks over the teacher's, or pairs of modules are given;
+            their maps are compared (MiniLM, Wang et al. 2020, arXiv:2002.10957).
+        attention_weight: of the maps' Kullback–Leibler divergence.
     """
 
     teacher: Teacher | None = None
@@ -69,6 +72,8 @@ class Distillation(Frozen):
     outputs: dict[str, Literal["kl", "mse", "none"]] = Field(default_factory=dict)
     features: Literal["none", "auto"] | dict[str, str] = "none"
     feature_weight: NotNegative = 1.0
+    attention: Literal["none", "auto"] | dict[str, str] = "none"
+    attention_weight: NotNegative = 1.0
 
 
 class Training(Frozen):
