@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from edgeopt.data.callables import load_function
-from edgeopt.errors import DataError, MissingPackage, UsageError
+from edgeopt.errors import DataError, MissingPackage, SetupError, UsageError
 from edgeopt.frontends import torch_structure
 from edgeopt.frontends.torch_loading import Loaded
 from edgeopt.frontends.torch_structure import MASKS
@@ -204,6 +204,13 @@ def train(
     """
     import torch
 
+    events = None if settings.tensorboard is None else root / settings.tensorboard / folder.name
+    if events is not None and importlib.util.find_spec("tensorboard") is None:
+        raise SetupError(
+            "TensorBoard events need the package 'tensorboard', which is not installed",
+            where="tensorboard",
+            hint="pip install tensorboard, or leave the key out: the report has curves too.",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)  # adapters between features
     objective = _objective(model, settings, data, example, teacher, root)
@@ -220,6 +227,7 @@ def train(
         identity=identity,
         text=text,
         device=device,
+        tensorboard=events,
     )
 
 

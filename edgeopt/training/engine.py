@@ -72,6 +72,7 @@ def fit(
     identity: str,
     text: str,
     device: str = "cpu",
+    tensorboard: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Train; the trainee holds the result, in eval mode, on the CPU.
 
@@ -85,6 +86,7 @@ def fit(
         identity: of all that the result depends on; a checkpoint of another training is refused.
         text: what is shown while it runs.
         device: of torch.
+        tensorboard: folder for events of every epoch.
 
     Returns:
         One dictionary per epoch: ``epoch``, ``lr``, ``loss``, ``top1``, ``held_loss``, ``held_top1``, ``seconds``.
@@ -94,7 +96,7 @@ def fit(
         UsageError: the checkpoint is of another training; nothing is left to train.
         OSError: the disk is full; the checkpoint before stays.
     """
-    return _Engine(trainee, objective, data, held, settings, folder, seed, identity, text, device).run()
+    return _Engine(trainee, objective, data, held, settings, folder, seed, identity, text, device, tensorboard).run()
 
 
 class _Engine:
@@ -110,12 +112,13 @@ class _Engine:
         identity: str,
         text: str,
         device: str,
+        tensorboard: Path | None,
     ) -> None:
         import torch
 
         self._trainee, self._objective, self._settings = trainee, objective, settings
         self._data, self._held, self._folder = data, held, folder
-        self._seed, self._identity, self._text = seed, identity, text
+        self._seed, self._identity, self._text, self._tensorboard = seed, identity, text, tensorboard
         self._device = torch.device(device)
         self._rank, self._world = rank_and_world()
         torch.set_num_threads(settings.threads)
@@ -311,6 +314,8 @@ class _Engine:
         line["seconds"] = round(seconds, 3)
         state.history.append(line)
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
+        if self._rank == 0 and self._tensorboard is not None:
+            _write_events(self._tensorboard, line)
         if self._rank == 0 and self._folder is not None:
             lines = "".join(json.dumps(one) + "\n" for one in state.history)
             draft = self._folder / (METRICS + ".part")
@@ -397,6 +402,16 @@ class _Engine:
         self._ema, self._best = parts.get("ema", {}), parts.get("best", {})
         checkpoint.restore_optimizer(self._optimizer, self._names, parts.get("optimizer", {}), text["optimizer"])
         vars(self._state).update(text["state"])
+
+
+def _write_events(folder: Path, line: Mapping[str, Any]) -> None:
+    """One epoch as TensorBoard events; opened anew each time, so that nothing is lost with a kill."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder), purge_step=line["epoch"]) as writer:
+        for name, value in line.items():
+            if name != "epoch":
+                writer.add_scalar(name.replace(" ", "_"), value, line["epoch"])
 
 
 def _copies(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,6 +105,7 @@ class Training(Frozen):
         loss: ``module:function`` that is given outputs and batch (dictionaries of tensors; ``labels`` in the batch) and
             returns the loss, instead of cross-entropy.
         distill: learn from a teacher besides.
+        tensorboard: folder, relative to the recipe's, for TensorBoard events of every epoch; needs the package.
         threads: of the CPU; results repeat exactly with the same number.
         processes: that share every batch, started by torch's own launcher; on the module only, not for ``qat``.
     """
@@ -131,6 +132,7 @@ class Training(Frozen):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     loss: Reference | None = None
     distill: Distillation | None = None
+    tensorboard: str | None = None
     threads: Count = 1
     processes: Count = 1
 
