@@ -327,7 +327,7 @@ def main() -> None:
     parser.add_argument("--student-epochs", type=int, default=5, help="of the half-width student (more)")
     parser.add_argument("--limit", type=int, help="training images (train, qat, more)")
     parser.add_argument("--write", action="store_true", help="put the table into README.md (measure)")
-    parser.add_argument("--only", default="", help="arms, with commas between (quantize)")
+    parser.add_argument("--only", default="", help="arms, with commas between (quantize, measure)")
     parser.add_argument("--at-once", type=int, default=5, help="arms side by side (train, qat)")
     arguments = parser.parse_args()
     folder, out = arguments.folder.resolve(), (arguments.out or arguments.folder).resolve()
@@ -341,13 +341,14 @@ def main() -> None:
         from benchmarks import cifar10_artifacts as artifacts
         from benchmarks import place
 
+        only = tuple(filter(None, arguments.only.split(",")))
         try:
             if arguments.do == "prepare":
                 artifacts.prepare(folder, arms(arguments.epochs), qat_arms(arguments.epochs))
             elif arguments.do == "quantize":
-                artifacts.quantize(folder, tuple(filter(None, arguments.only.split(","))))
+                artifacts.quantize(folder, only)
             else:
-                artifacts.measure(folder, write=arguments.write)
+                artifacts.measure(folder, only, write=arguments.write)
         except place.CannotRunError as error:
             print(error, file=sys.stderr)
             sys.exit(place.SKIPPED)

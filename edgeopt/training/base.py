@@ -12,11 +12,12 @@ from typing import Any
 from pydantic import Field
 
 from edgeopt.data.callables import load_function
-from edgeopt.errors import DataError, MissingPackage, UsageError
+from edgeopt.errors import DataError, MissingPackage, SetupError, UsageError
 from edgeopt.frontends import torch_structure
 from edgeopt.frontends.torch_loading import Loaded
 from edgeopt.frontends.torch_structure import MASKS
 from edgeopt.training import checkpoint, engine
+from edgeopt.training.attention import AttentionMaps
 from edgeopt.training.cost import Cost, cost
 from edgeopt.training.data import TrainingSet, check_labels, hold_back
 from edgeopt.training.objective import Features, Objective
@@ -164,12 +165,7 @@ class Work:
         if not path.is_file():
             return False
         state, structure, masks, identity = read_module(path)
-        if identity != self.identity:
-            raise UsageError(
-                "the checkpoint is of another training: model, data or settings differ",
-                where=str(path),
-                hint="Remove it to begin anew, or give another output folder.",
-            )
+        checkpoint.refuse_another(identity, self.identity, path)
         shapes = {key: tuple(value.shape) for key, value in state.items()}
         torch_structure.apply(self.loaded.module, structure, shapes, str(path))
         self.model.load(state)
@@ -208,6 +204,13 @@ def train(
     """
     import torch
 
+    events = None if settings.tensorboard is None else root / settings.tensorboard / folder.name
+    if events is not None and importlib.util.find_spec("tensorboard") is None:
+        raise SetupError(
+            "TensorBoard events need the package 'tensorboard', which is not installed",
+            where="tensorboard",
+            hint="pip install tensorboard, or leave the key out: the report has curves too.",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)  # adapters between features
     objective = _objective(model, settings, data, example, teacher, root)
@@ -224,6 +227,7 @@ def train(
         identity=identity,
         text=text,
         device=device,
+        tensorboard=events,
     )
 
 
@@ -241,18 +245,25 @@ def _objective(
         counts = check_labels(data, outputs[classified][1], classified)
     elif data.labels is not None:
         counts = check_labels(data, int(data.labels.max()) + 1, "labels")
-    features = None
+    features = attention = None
     distill = settings.distill
-    if distill is not None and distill.features != "none":
+    for what in ("features", "attention") if distill is not None else ():
+        if (pairs := getattr(distill, what)) == "none":
+            continue
         if not (isinstance(model, ModuleTrainee) and isinstance(teacher, ModuleTrainee)):
             raise UsageError(
-                "features are compared between modules only",
-                where="distill.features",
-                hint="Learn from outputs here: features: none.",
+                f"{what} are compared between modules only"
+                if what == "features"
+                else "attention is compared between modules only",
+                where=f"distill.{what}",
+                hint=f"Learn from outputs here: {what}: none.",
             )
-        features = Features(model, teacher, distill.features, example)
+        if what == "features":
+            features = Features(model, teacher, pairs, example)
+        else:
+            attention = AttentionMaps(model, teacher, pairs, example)
     custom: Any = load_function(settings.loss, root) if settings.loss is not None else None
-    return Objective(settings, outputs, counts, teacher, custom, features)
+    return Objective(settings, outputs, counts, teacher, custom, features, attention)
 
 
 def need_torch() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeopt.errors import EdgeoptError
+from edgeopt.errors import EdgeoptError, UsageError
 
 _JSON = "edgeopt"
 """As ``frontends.torch_structure.METADATA``: one kind of file. Not imported, so that training needs torch alone."""
@@ -64,6 +64,16 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise EdgeoptError(
             f"the checkpoint is damaged: {error}", where=str(path), hint="Remove it; the training starts again."
         ) from error
+
+
+def refuse_another(found: str, wanted: str, path: Path) -> None:
+    """UsageError where a checkpoint's identity is not this training's."""
+    if found != wanted:
+        raise UsageError(
+            "the checkpoint is of another training: model, data or settings differ",
+            where=str(path),
+            hint="Remove it to begin anew, or give another output folder.",
+        )
 
 
 def optimizer_state(optimizer: Any, names: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:

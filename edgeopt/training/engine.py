@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt import events
-from edgeopt.errors import EdgeoptError, UsageError
+from edgeopt.errors import EdgeoptError
 from edgeopt.training import checkpoint
 from edgeopt.training.augment import augment
 from edgeopt.training.data import Feed, TrainingSet
-from edgeopt.training.objective import Objective
+from edgeopt.training.objective import Loss, Objective
 from edgeopt.training.optimizer import make_optimizer, parameter_groups
 from edgeopt.training.ranks import average_gradients, rank_and_world, summed
 from edgeopt.training.trainee import Trainee
@@ -72,6 +72,7 @@ def fit(
     identity: str,
     text: str,
     device: str = "cpu",
+    tensorboard: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Train; the trainee holds the result, in eval mode, on the CPU.
 
@@ -85,6 +86,7 @@ def fit(
         identity: of all that the result depends on; a checkpoint of another training is refused.
         text: what is shown while it runs.
         device: of torch.
+        tensorboard: folder for events of every epoch.
 
     Returns:
         One dictionary per epoch: ``epoch``, ``lr``, ``loss``, ``top1``, ``held_loss``, ``held_top1``, ``seconds``.
@@ -94,7 +96,7 @@ def fit(
         UsageError: the checkpoint is of another training; nothing is left to train.
         OSError: the disk is full; the checkpoint before stays.
     """
-    return _Engine(trainee, objective, data, held, settings, folder, seed, identity, text, device).run()
+    return _Engine(trainee, objective, data, held, settings, folder, seed, identity, text, device, tensorboard).run()
 
 
 class _Engine:
@@ -110,12 +112,13 @@ class _Engine:
         identity: str,
         text: str,
         device: str,
+        tensorboard: Path | None,
     ) -> None:
         import torch
 
         self._trainee, self._objective, self._settings = trainee, objective, settings
         self._data, self._held, self._folder = data, held, folder
-        self._seed, self._identity, self._text = seed, identity, text
+        self._seed, self._identity, self._text, self._tensorboard = seed, identity, text, tensorboard
         self._device = torch.device(device)
         self._rank, self._world = rank_and_world()
         torch.set_num_threads(settings.threads)
@@ -130,7 +133,7 @@ class _Engine:
         self._groups = parameter_groups(trainee, objective, settings)
         self._names = [name for group in self._groups for name in group["names"]]
         self._optimizer = make_optimizer(self._groups, settings, fused=self._device.type == "cuda")
-        self._ema = {n: v.detach().clone() for n, v in trainee.state().items()} if settings.ema else {}
+        self._ema = _copies(trainee.state()) if settings.ema else {}
         self._best: dict[str, Any] = {}
         self._state = _State()
         self._half = self._device.type == "cuda" and (
@@ -178,10 +181,7 @@ class _Engine:
             for name, value in feed.items()
         }
         with self._memory(feed, labels):
-            with self._precision():
-                loss = self._objective(self._trainee, feed, labels, generator, training=True)
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.total.backward()
+            loss = self._gradients(feed, labels, generator)
         parameters = [value for group in self._optimizer.param_groups for value in group["params"]]
         average_gradients(parameters, self._world)
         if settings.clip_norm:
@@ -194,6 +194,14 @@ class _Engine:
         self._trainee.after_step((state.epoch * self._steps + step + 1) / (settings.epochs * self._steps))
         self._average_weights(state.epoch * self._steps + step)
         self._count(loss, len(mine))
+
+    def _gradients(self, feed: Feed, labels: Any, generator: Any) -> Loss:
+        """The loss of a batch; its gradients are left in the parameters."""
+        with self._precision():
+            loss = self._objective(self._trainee, feed, labels, generator, training=True)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        return loss
 
     def _count(self, loss: Any, samples: int) -> None:
         """Sums stay on the device until the epoch ends."""
@@ -272,13 +280,8 @@ class _Engine:
     def _fits(self, feed: Feed, labels: Any, size: int) -> bool:
         self._optimizer.zero_grad(set_to_none=True)
         few = {name: value[:size] for name, value in feed.items()}
-        generator = _seed_all([0], self._device)
         try:
-            with self._precision():
-                loss = self._objective(
-                    self._trainee, few, None if labels is None else labels[:size], generator, training=True
-                )
-            loss.total.backward()
+            self._gradients(few, None if labels is None else labels[:size], _seed_all([0], self._device))
         except (RuntimeError, MemoryError) as error:
             if _is_out_of_memory(error):
                 return False
@@ -305,12 +308,14 @@ class _Engine:
             if line["held_loss"] < state.best_loss:
                 state.best_loss, state.best_epoch = line["held_loss"], state.epoch + 1
                 if self._settings.early_stopping:
-                    self._best = {name: value.detach().clone() for name, value in self._result().items()}
+                    self._best = _copies(self._result())
             patience = self._settings.early_stopping
             state.stopped = bool(patience) and state.epoch + 1 - state.best_epoch >= patience
         line["seconds"] = round(seconds, 3)
         state.history.append(line)
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
+        if self._rank == 0 and self._tensorboard is not None:
+            _write_events(self._tensorboard, line)
         if self._rank == 0 and self._folder is not None:
             lines = "".join(json.dumps(one) + "\n" for one in state.history)
             draft = self._folder / (METRICS + ".part")
@@ -336,7 +341,7 @@ class _Engine:
         """Loss and accuracy on data that is not trained on, with the weights that would be the result."""
         import torch
 
-        kept = {name: value.detach().clone() for name, value in self._trainee.state().items()} if self._ema else {}
+        kept = _copies(self._trainee.state()) if self._ema else {}
         if self._ema:
             self._trainee.load(self._ema)
         self._trainee.train(False)
@@ -355,8 +360,7 @@ class _Engine:
         return found if right is None else {**found, "held_top1": right / seen}
 
     def _finish(self) -> None:
-        result = self._best if self._best else self._result()
-        self._trainee.load({name: value.detach().clone() for name, value in result.items()})
+        self._trainee.load(_copies(self._best or self._result()))
         self._trainee.train(False)
         self._trainee.to("cpu")
 
@@ -386,12 +390,7 @@ class _Engine:
         if path is None or not path.is_file():
             return
         tensors, text = checkpoint.load(path)
-        if text["identity"] != self._identity:
-            raise UsageError(
-                "the checkpoint is of another training: model, data or settings differ",
-                where=str(path),
-                hint="Remove it to begin anew, or give another output folder.",
-            )
+        checkpoint.refuse_another(text["identity"], self._identity, path)
         parts: dict[str, dict[str, Any]] = {}
         for key, value in tensors.items():
             part, _, name = key.partition("/")
@@ -403,6 +402,20 @@ class _Engine:
         self._ema, self._best = parts.get("ema", {}), parts.get("best", {})
         checkpoint.restore_optimizer(self._optimizer, self._names, parts.get("optimizer", {}), text["optimizer"])
         vars(self._state).update(text["state"])
+
+
+def _write_events(folder: Path, line: Mapping[str, Any]) -> None:
+    """One epoch as TensorBoard events; opened anew each time, so that nothing is lost with a kill."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder), purge_step=line["epoch"]) as writer:
+        for name, value in line.items():
+            if name != "epoch":
+                writer.add_scalar(name.replace(" ", "_"), value, line["epoch"])
+
+
+def _copies(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.detach().clone() for name, value in state.items()}
 
 
 def _seed_all(parts: Sequence[int], device: Any) -> Any:

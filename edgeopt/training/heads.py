@@ -83,10 +83,10 @@ class Heads:
         if importance == "random":
             values = torch.rand(self.count, dtype=torch.float64)
         elif importance in ("l1", "l2", "taylor"):
-            values = sum(
-                _magnitude(modules[name].weight, importance).reshape(-1, self.count, self.width).sum((0, 2))
-                for name in self.projections
-            ) + _magnitude(modules[self.output].weight.t(), importance).reshape(self.count, self.width).sum(1)
+            values = _magnitude(modules[self.output].weight, importance, 1).reshape(self.count, self.width).sum(1)
+            for name in self.projections:
+                rows = _magnitude(modules[name].weight, importance, 0)
+                values += rows.reshape(-1, self.count, self.width).sum((0, 2))
         else:
             return None
         found: npt.NDArray[np.float64] = values.numpy()
@@ -100,12 +100,12 @@ class Heads:
         return [head * self.width + at for head in sorted(heads) for at in range(self.width)]
 
 
-def _magnitude(weight: Any, importance: str) -> Any:
-    """float64 (rows,): of each row, as torch-pruning has it for groups."""
-    weight, gradient = weight.detach().double(), weight.grad
+def _magnitude(parameter: Any, importance: str, axis: int) -> Any:
+    """float64, one value per index along an axis, as torch-pruning has it for groups."""
+    weight = parameter.detach().double()
     if importance == "taylor":
-        return (weight * (0 if gradient is None else gradient.double())).abs().sum(1)
-    return weight.abs().pow(1 if importance == "l1" else 2).sum(1)
+        return (weight * parameter.grad.double()).abs().sum(1 - axis)
+    return weight.abs().pow(1 if importance == "l1" else 2).sum(1 - axis)
 
 
 def find_heads(module: Any) -> list[Heads]:

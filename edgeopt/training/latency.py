@@ -1,19 +1,16 @@
 """Predicted latency of a module with other channel counts, and where to cut so that a goal is met.
 
-The predictor wants the graph that targets lower. It is exported once as it is, and once more per group with half of
+The predictor wants the graph that targets lower. It is looked at once as it is, and once more per group with half of
 that group's channels cut: how the size of each operator hangs on each group is read from the two. Sizes are linear in
 the channels of every group; what a weighted operator computes is the product of its inputs and outputs. The cut that
-is chosen is exported again and judged as it is.
+is chosen is exported and judged as it is.
 """
 
 from __future__ import annotations
 
 import heapq
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,14 +20,10 @@ from edgeopt.devices.predict import Basis, find_basis, predict, predict_operatio
 from edgeopt.devices.prediction import Prediction
 from edgeopt.devices.profile import DeviceProfile, RuntimeSupport
 from edgeopt.errors import ModelError
-from edgeopt.frontends.onnx import load_onnx
 from edgeopt.frontends.torch_loading import Loaded
-from edgeopt.frontends.torch_worker import export
 from edgeopt.graph.cost import Operation, operations
-from edgeopt.graph.quantization import QuantizedGraph
-from edgeopt.passes.base import Context
-from edgeopt.passes.canonical import canonicalise
 from edgeopt.training.channels import Channels, Graph
+from edgeopt.training.exported import Resized, exported, shapes_of
 
 COARSE = 12
 """At most so many steps from a whole group to its least: finer ones change no kernel's time."""
@@ -70,8 +63,9 @@ class Latency:
     def __init__(self, loaded: Loaded, device: str, runtime: str | None, precision: str | None) -> None:
         self._loaded = loaded
         profile = catalogue.find(device).profile
-        model = self._graph()
-        first = predict(model, device=profile, runtime=runtime, precision=precision)[0]
+        self._resized = Resized(loaded)
+        self._made: dict[tuple[Any, ...], Prediction] = {}
+        first = predict(self._resized.model, device=profile, runtime=runtime, precision=precision)[0]
         support = next(
             one
             for one in profile.runtimes
@@ -79,11 +73,15 @@ class Latency:
             and first.precision in one.precisions
         )
         self._predict = Predictor(profile, support, first.precision, find_basis(profile, support, first.precision))
-        self.before = self._predict(operations(model))
+        self.before = self._predict(operations(self._resized.model))
+        self._made[self._resized.shapes] = self.before
 
     def now(self) -> Prediction:
         """Of the module as it is."""
-        return self._predict(operations(self._graph()))
+        shapes = shapes_of(self._loaded)
+        if shapes not in self._made:
+            self._made[shapes] = self._predict(operations(exported(self._loaded)))
+        return self._made[shapes]
 
     def described(self) -> str:
         """For messages: where it would run, and how sure that is."""
@@ -94,12 +92,14 @@ class Latency:
 
     def learn(self, graph: Graph, groups: Sequence[Channels]) -> Callable[[Cut], float]:
         """A function that predicts, in ms, what any cut would leave; nothing is cut."""
-        whole = operations(self._graph())
+        if self._resized.shapes != shapes_of(self._loaded):  # a round of pruning later
+            self._resized = Resized(self._loaded)
+        whole = operations(self._resized.model)
         trials: dict[str, tuple[int, tuple[Operation, ...]]] = {}
         for group in groups:
             half = group.members(range(max(1, group.stride // 2)))
             with graph.trial({group.root: half}):
-                listed = operations(self._graph())
+                listed = operations(self._resized.now() or exported(self._loaded))
             if [one.operator for one in listed] != [one.operator for one in whole]:
                 raise ModelError(
                     f"the graph has other operators once channels of '{group.root}' are cut",
@@ -117,14 +117,6 @@ class Latency:
             return self._predict(listed).median_ms
 
         return left
-
-    def _graph(self) -> Any:
-        self._loaded.module.eval()
-        with TemporaryDirectory(prefix="edgeopt-") as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's exporter warns of itself
-            path = Path(folder) / "model.onnx"
-            export(self._loaded, path)
-            return canonicalise(QuantizedGraph(load_onnx(path).model), Context(scratch=Path(folder))).model
 
 
 def _scaled(one: Operation, trials: Sequence[tuple[Operation, float]]) -> Operation:

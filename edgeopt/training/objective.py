@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeopt.errors import DataError, UsageError
+from edgeopt.training.attention import AttentionMaps
 from edgeopt.training.augment import mix
 from edgeopt.training.trainee import Feed, ModuleTrainee, Trainee
 
@@ -40,6 +41,7 @@ class Objective:
         teacher: what ``settings.distill`` learns from.
         custom: the function that ``settings.loss`` names.
         features: pairs of modules and their adapters.
+        attention: pairs of attention blocks.
     """
 
     settings: Training
@@ -48,6 +50,7 @@ class Objective:
     teacher: Trainee | None = None
     custom: Callable[[Feed, Feed], Any] | None = None
     features: Features | None = None
+    attention: AttentionMaps | None = None
     _weights: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -143,6 +146,8 @@ class Objective:
                 parts[f"teacher {name}"] = distill.mix * relative_error(student, teacher)
         if self.features is not None and distill.feature_weight:
             parts["features"] = distill.feature_weight * self.features.loss()
+        if self.attention is not None and distill.attention_weight:
+            parts["attention"] = distill.attention_weight * self.attention.loss()
         return parts
 
     @staticmethod

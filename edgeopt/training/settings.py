@@ -61,6 +61,9 @@ class Distillation(Frozen):
             are given; a 1×1 convolution or linear layer adapts the widths where they differ (FitNets, Romero et al.
             2015, arXiv:1412.6550).
         feature_weight: of the features' mean squared error, relative to the teacher's own power.
+        attention: ``auto`` spreads the student's attention blocks over the teacher's, or pairs of modules are given;
+            their maps are compared (MiniLM, Wang et al. 2020, arXiv:2002.10957).
+        attention_weight: of the maps' Kullback–Leibler divergence.
     """
 
     teacher: Teacher | None = None
@@ -69,6 +72,8 @@ class Distillation(Frozen):
     outputs: dict[str, Literal["kl", "mse", "none"]] = Field(default_factory=dict)
     features: Literal["none", "auto"] | dict[str, str] = "none"
     feature_weight: NotNegative = 1.0
+    attention: Literal["none", "auto"] | dict[str, str] = "none"
+    attention_weight: NotNegative = 1.0
 
 
 class Training(Frozen):
@@ -100,6 +105,7 @@ class Training(Frozen):
         loss: ``module:function`` that is given outputs and batch (dictionaries of tensors; ``labels`` in the batch) and
             returns the loss, instead of cross-entropy.
         distill: learn from a teacher besides.
+        tensorboard: folder, relative to the recipe's, for TensorBoard events of every epoch; needs the package.
         threads: of the CPU; results repeat exactly with the same number.
         processes: that share every batch, started by torch's own launcher; on the module only, not for ``qat``.
     """
@@ -126,6 +132,7 @@ class Training(Frozen):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     loss: Reference | None = None
     distill: Distillation | None = None
+    tensorboard: str | None = None
     threads: Count = 1
     processes: Count = 1
 

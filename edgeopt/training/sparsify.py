@@ -17,7 +17,7 @@ WHAT_IT_BRINGS = (
     "writes them dense, so here: neither smaller nor faster",
     "tensorrt: 2:4 zeros run faster on GPUs from Ampere on, in layers whose input channels are a multiple of 32, when "
     "the engine is built with --sparsity=enable; other patterns bring nothing",
-    "quantize keeps the zeros with `rounding: nearest` only: error feedback fills them; qat keeps them",
+    "quantize and qat keep the zeros: every grid of weights holds 0 exactly",
     "coreml: sparse weights are stored smaller from iOS 16 on; edgeopt writes them dense",
 )
 """Per target. Sources: the runtimes' own documentation."""

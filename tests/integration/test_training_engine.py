@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import resource
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.errors import DataError, EdgeoptError, UsageError
+from edgeopt.errors import DataError, EdgeoptError, SetupError, UsageError
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -263,3 +264,12 @@ def test_too_large_a_batch_is_answered_by_one_that_fits(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert "a batch of 512 does not fit into memory" in done.stdout, done.stderr
     assert " fits: batch: " in done.stdout
+
+
+def test_tensorboard_events_or_what_to_install(tmp_path):
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(SetupError, match="pip install tensorboard"):
+            fit(trainee(), tmp_path, tensorboard="events")
+    else:
+        fit(trainee(), tmp_path, tensorboard="events", epochs=1)
+        assert list((tmp_path / "events" / "work").glob("events.out.tfevents.*"))

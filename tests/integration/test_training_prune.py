@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,12 @@ pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
 
 from edgeopt.frontends import torch_structure  # noqa: E402
 from edgeopt.frontends.torch_loading import Loaded  # noqa: E402
+from edgeopt.graph.cost import operations  # noqa: E402
 from edgeopt.training.base import Work, write_module  # noqa: E402
+from edgeopt.training.channels import Channels, Graph  # noqa: E402
 from edgeopt.training.data import ArraySet  # noqa: E402
+from edgeopt.training.exported import Resized, exported  # noqa: E402
+from edgeopt.training.latency import Latency, cut_for, least  # noqa: E402
 from edgeopt.training.prune import Prune  # noqa: E402
 from edgeopt.training.sparsify import Sparsify  # noqa: E402
 from edgeopt.training.train import Finetune  # noqa: E402
@@ -79,6 +85,43 @@ class Attention(nn.Module):
         x = x + self.down(functional.gelu(self.up(self.norm2(x))))
         return self.head(x.mean(1))
 
+class Heads(nn.Module):
+    '''As vision transformers are written: the number of heads is an attribute.'''
+    def __init__(self, fused=True):
+        super().__init__()
+        self.num_heads, self.attn_dim = 4, 32
+        if fused:
+            self.qkv = nn.Linear(24, 96)
+        else:
+            self.q_proj, self.k_proj, self.v_proj = nn.Linear(24, 32), nn.Linear(24, 32), nn.Linear(24, 32)
+        self.proj = nn.Linear(32, 24)
+
+    def forward(self, x):
+        n = x.shape[1]
+        if hasattr(self, "qkv"):
+            q, k, v = self.qkv(x).reshape(-1, n, 3, self.num_heads, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            one = lambda layer: layer(x).reshape(-1, n, self.num_heads, 8).transpose(1, 2)
+            q, k, v = one(self.q_proj), one(self.k_proj), one(self.v_proj)
+        y = functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).reshape(-1, n, self.attn_dim))
+
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 24, 4, 4)
+        self.place = nn.Parameter(torch.randn(1, 16, 24))
+        self.first, self.second = Heads(), Heads(fused=False)
+        self.up, self.down = nn.Linear(24, 96), nn.Linear(96, 24)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2) + self.place
+        x = x + self.first(x)
+        x = x + self.second(x)
+        x = x + self.down(functional.gelu(self.up(x)))
+        return self.head(x.mean(1))
+
 class Untraceable(nn.Module):
     def __init__(self):
         super().__init__()
@@ -89,7 +132,8 @@ class Untraceable(nn.Module):
 
 def build(kind):
     torch.manual_seed(0)
-    module = {"mixed": Mixed, "padded": Padded, "attention": Attention, "untraceable": Untraceable}[kind]()
+    kinds = {"mixed": Mixed, "padded": Padded, "attention": Attention, "untraceable": Untraceable}
+    module = {**kinds, "transformer": Transformer}[kind]()
     for inner in module.modules():
         if isinstance(inner, nn.BatchNorm2d):
             nn.init.uniform_(inner.weight, 0.5, 1.5)
@@ -99,8 +143,17 @@ def build(kind):
 def mixed(): return build("mixed")
 def padded(): return build("padded")
 def attention(): return build("attention")
+def transformer(): return build("transformer")
 def untraceable(): return build("untraceable")
 """
+
+
+@pytest.fixture(autouse=True)
+def no_trace_log():
+    """pytest listens at every level, and then torch's exporter writes its trace log: a hundred times the work."""
+    logging.disable(logging.DEBUG)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture
@@ -192,6 +245,74 @@ def test_heads_are_left_alone_and_the_perceptron_is_not(opened):
     record = Prune(ratio=0.5).run(opened("attention"))
     assert losses(record) == {"up"}
     assert any("qkv" in note for note in record.notes)
+
+
+@pytest.mark.parametrize("importance", ["l1", "taylor"])
+def test_whole_heads_go_and_the_others_compute_what_they_did(opened, tmp_path, importance):
+    work = opened("transformer", noise())
+    module = work.loaded.module
+    with torch.no_grad():
+        module.first.proj.weight[:, 8:16] = 0  # nobody reads the second head, nor the last two of the second block
+        module.second.proj.weight[:, 16:] = 0
+        for layer in (module.second.q_proj, module.second.k_proj, module.second.v_proj):
+            layer.weight[16:] *= 1e-3
+        module.first.qkv.weight.reshape(3, 4, 8, 24)[:, 1] *= 1e-3
+    before = outputs(work)
+    record = Prune(ratio=0.4, importance=importance, leave=("up",), most=0.5, batch=16).run(work)
+    assert (module.first.num_heads, module.first.attn_dim, module.second.num_heads) == (3, 24, 2)
+    assert {one.layer: one.outputs for one in record.layers}["first.qkv"] == (96, 72)
+    assert torch.allclose(outputs(work), before, atol=1e-4)
+    write_module(tmp_path / "module.safetensors", work.model, work.changes())
+    again = opened("transformer", trained=tmp_path / "module.safetensors")
+    assert torch.equal(outputs(again), outputs(work))
+    if importance == "l1":
+        exported(again.loaded)  # and it has an ONNX form
+
+
+def test_a_latency_goal_is_met_by_the_graph_that_is_left(opened):
+    before = Latency(opened("mixed").loaded, "raspberry-pi-5", None, "int8").before.median_ms
+    record = Prune(latency_ms=0.85 * before, device="raspberry-pi-5", device_precision="int8").run(opened("mixed"))
+    (note,) = (note for note in record.notes if "predicted" in note)
+    assert f"predicted {before:.3g} ms before" in note
+    assert "on raspberry-pi-5 (" in note
+    now = float(re.findall(r"([\d.]+) ms now", note)[0])
+    assert 0.6 * before < now <= 0.851 * before
+    assert losses(record)
+
+
+def test_a_latency_out_of_reach_names_the_nearest(opened):
+    with pytest.raises(UsageError, match=r"0\.001 ms cannot be reached on raspberry-pi-5 .* with all cut that may be"):
+        Prune(latency_ms=0.001, device="raspberry-pi-5", device_precision="int8").run(opened("mixed"))
+
+
+def test_shapes_alone_say_what_an_export_says(opened):
+    """Depthwise and grouped convolutions, a concat, a flatten; not heads, which are written into a reshape."""
+    work = opened("mixed")
+    graph = Graph(work.model, work.example, frozenset())
+    groups = {group.root: group for group in graph.groups("l2", 0)}
+    resized = Resized(work.loaded)
+    with graph.trial({root: groups[root].members(range(groups[root].stride // 2)) for root in ("stem.0", "grouped.0")}):
+        found = resized.now()
+        assert found is not None
+        assert operations(found) == operations(exported(work.loaded))
+    work = opened("transformer")
+    graph, resized = Graph(work.model, work.example, frozenset()), Resized(work.loaded)
+    with graph.trial({"first": [0, 1]}):
+        assert resized.now() is None
+
+
+def _lost_per_saved(cost: dict[str, float]):
+    groups = [Channels(root, 16, 16, np.ones(16)) for root in cost]
+    return groups, lambda cut: sum(cost[root] * (16 - len(cut.get(root, []))) for root in cost)
+
+
+def test_the_cut_is_made_where_a_millisecond_costs_least():
+    groups, left = _lost_per_saved({"cheap": 1.0, "dear": 10.0})
+    cut = cut_for(groups, left, 100.0, lambda group, wanted: max(wanted, 4))
+    assert cut is not None
+    assert (len(cut["cheap"]), len(cut["dear"])) == (0, 8)
+    assert cut_for(groups, left, 43.9, lambda group, wanted: max(wanted, 4)) is None
+    assert left(least(groups, lambda group, wanted: max(wanted, 4))) == 44.0
 
 
 def test_the_factorys_module_is_rebuilt_from_data(opened, tmp_path):

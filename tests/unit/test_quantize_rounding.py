@@ -100,3 +100,15 @@ def test_least_error_cuts_an_outlier_and_automatic_takes_what_errs_least() -> No
     assert full.range.high == pytest.approx(100, rel=1e-5)
     assert least.error < full.error
     assert auto.error <= min(full.error, least.error) * 1.03
+
+
+def test_a_mask_of_zeros_survives_error_feedback():
+    rng = np.random.default_rng(5)
+    weights = rng.normal(0, 1, (2, 6, 16))
+    weights[np.argsort(np.abs(weights), axis=2) < 8] = 0  # some of each row
+    inputs = rng.normal(0, 1, (2, 200, 16)) @ rng.normal(0, 1, (2, 16, 16))
+    hessian = np.einsum("gnc,gnd->gcd", inputs, inputs) / 200
+    scales = weight_scales(weights, np.ones((2, 16)), np.zeros((2, 6)), input_scale=0.0, per_tensor=False) * 8
+    integers = gptq(weights, scales, hessian)
+    assert (integers[weights == 0] == 0).all()
+    assert (integers != nearest(weights, scales)).any()  # feedback was at work

@@ -125,7 +125,8 @@ def gptq(rows: Array, scales: Array, hessian: Array) -> npt.NDArray[np.int8]:
     Frantar et al., 2022, arXiv:2210.17323, in the form of Chee et al., 2023, arXiv:2307.13304 (LDLQ), which is the same
     and needs one Cholesky factor and no inverse: with ``H = (I + U) D (I + U)ᵀ``, U strictly upper, column k becomes
     ``round(w_k + Σ_{j<k} e_j U_jk)`` where ``e = w − ŵ``. Columns go in the order of H's diagonal, largest first. The
-    Hessian is that of the centred inputs: what an error does to the mean is left to the bias, which follows.
+    Hessian is that of the centred inputs: what an error does to the mean is left to the bias, which follows. A weight
+    that is exactly 0 stays so: the grid holds it, and a mask of sparsity is no error to be made up for.
 
     Args:
         rows: (groups, rows, columns) float.
@@ -165,7 +166,7 @@ def _with_feedback(weights: Array, scales: Array, upper: Array) -> npt.NDArray[n
         for column in range(start, stop):
             feedback = errors[:, :, start:column] @ upper[:, start:column, column, None]
             value = (wanted[:, :, column - start] + feedback[:, :, 0]) / scales
-            steps = np.clip(np.rint(value), -INT8_MAX, INT8_MAX)
+            steps = np.clip(np.rint(value), -INT8_MAX, INT8_MAX) * (weights[:, :, column] != 0)
             integers[:, :, column] = steps
             errors[:, :, column] = weights[:, :, column] - steps * scales
     return integers
