@@ -41,6 +41,7 @@ JSON_FILE = "gate.json"
 @click.option("--localize", is_flag=True, help="Say which layers lose most, also if all is well.")
 @click.option("--bisect", "bisect_wanted", is_flag=True, help="If it fails: the smallest set of layers to keep float.")
 @click.option("--repro", type=click.Path(path_type=Path), help="If it fails: a folder with the part that differs.")
+@click.option("--mlflow", metavar="URI", help="Log run, metrics and artifacts to this MLflow server or folder.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print the result as one JSON document.")
 def command(run: Path, json_wanted: bool, github: bool, bisect_wanted: bool, **options: Any) -> int:
     """Judge a finished run by running its artifacts again.
@@ -67,6 +68,10 @@ def command(run: Path, json_wanted: bool, github: bool, bisect_wanted: bool, **o
         click.echo(f"regression set: {policy.regression.file}", err=True)
     files = {"junit": options["junit"], "sarif": options["sarif"]}
     code = show(judged.result, run, json_wanted=json_wanted, github=github, **files)
+    if options["mlflow"] is not None:
+        from edgeopt.report.tracking import log_to_mlflow
+
+        click.echo(f"mlflow: run {log_to_mlflow(judged.result, run, options['mlflow'])}", err=True)
     if bisect_wanted and code:
         _bisect(run, judged.result, policy, baseline, options["recipe"], err=json_wanted)
     if options["repro"] is not None:

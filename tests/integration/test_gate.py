@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from edgeopt import digest
 from edgeopt.cli import run as edgeopt
 from edgeopt.data import arrays
-from edgeopt.errors import UsageError
+from edgeopt.errors import SetupError, UsageError
 from edgeopt.gate.judge import GateJob, judge
 from edgeopt.gate.policy import Policy
 from edgeopt.gate.repro import ReproJob
@@ -33,6 +33,7 @@ from edgeopt.pipeline.verdict import GateResult
 from edgeopt.report.github import MOST, annotation_lines
 from edgeopt.report.junit import as_junit
 from edgeopt.report.sarif import as_sarif
+from edgeopt.report.tracking import log_to_mlflow
 from edgeopt.runtimes.onnxruntime import Session
 from tests import tiny
 from tests.conftest import ROOT
@@ -443,6 +444,26 @@ def test_reports_say_the_verdict_first(bad_result):
     assert "Only outdoors." in text.partition("## Limits")[2]
     assert "Unknown: the recipe does not say." in text.partition("## License")[2].partition("## ")[0]
     assert card["metrics"]["onnx"]["drop"]["low"] <= card["metrics"]["onnx"]["drop"]["high"]
+
+
+def test_mlflow_has_the_run_its_figures_and_its_files(bad_result, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    result, out = bad_result
+    made = log_to_mlflow(result, out, str(tmp_path / "store"))
+    client = MlflowClient(tracking_uri=(tmp_path / "store").as_uri())
+    run = client.get_run(made)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["headline"] == result.headline
+    assert run.data.params["scheme"] == "int8"
+    metric = result.evidence["onnx"].metric
+    assert run.data.metrics["onnx/top_1"] == metric.target.value
+    assert run.data.metrics["onnx/top_1_drop_low"] == metric.drop.low
+    assert {"report.html", "gate.json", "model_card.md", "onnx"} <= {one.path for one in client.list_artifacts(made)}
+    assert client.list_artifacts(made, "onnx")[0].file_size == (out / "onnx" / "model.onnx").stat().st_size
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(SetupError, match="MLflow cannot log"):
+        log_to_mlflow(result, out, str(tmp_path / "file"))
 
 
 @pytest.mark.needs("chromium")
