@@ -48,6 +48,7 @@ def run(evidence: Evidence, target: None) -> Said | None:
     different = len({digest.of_array(array) for array in arrays})
     figures: Figures = {"samples": len(calibration), "different": different}
     wrong, unsure, details = [], [], []
+    responses = _Responses(evidence, few)
     if different <= 1 and len(arrays) > 1:
         wrong.append(f"all {len(arrays)} calibration samples are the same")
     elif 1 - different / len(arrays) > policy.max_duplicates:
@@ -66,7 +67,7 @@ def run(evidence: Evidence, target: None) -> Said | None:
         details.append(f"distance to the evaluation set {distance:.3f} (total variation of values; {how})")
         if distance > FAR:
             wrong.append(f"calibration and evaluation values are far apart: {distance:.2f} of 1 ({how})")
-        shift, where = _shift(evidence, few)
+        shift, where = _shift(evidence, responses)
         figures["shift"] = round(shift, 3)
         details.append(f"activations of the two sets lie {shift:.2f} standard deviations apart at most (node {where})")
         if shift > SHIFTED:
@@ -82,7 +83,7 @@ def run(evidence: Evidence, target: None) -> Said | None:
             (unsure if len(calibration) < 5 * (answered[0] + len(answered[1])) else wrong).append(
                 f"no calibration sample of class {text}{more}, as the float model sees them"
             )
-    stretching = _stretching(evidence, few)
+    stretching = _stretching(responses)
     details += [text for _, text in stretching]
     pictures = _pictures(arrays, few, stretching)
     verdict: Verdict = "fail" if wrong else "inconclusive" if unsure else "pass"
@@ -117,40 +118,61 @@ def _distance(a: list[Array], b: list[Array]) -> tuple[float, str]:
     return worst, how
 
 
-def _shift(evidence: Evidence, few: Few) -> tuple[float, str]:
+class _Responses:
+    """What the float graph answers to some samples, tensor by tensor: peaks of one, means of the channels of another.
+
+    Args:
+        evidence: of the run; its graph after the passes is looked at.
+        samples: at most ``ACTIVATIONS_AT`` of them.
+    """
+
+    def __init__(self, evidence: Evidence, samples: LabelledSamples) -> None:
+        graph, table = evidence.run.graph, evidence.run.graph.quantization
+        self.makers = {value.name or "": node.name or "" for node in graph.model.graph for value in node.outputs}
+        self.on_grid = [name for name in (table.activations if table is not None else {}) if name in self.makers]
+        weighted = [
+            value.name or "" for node in graph.model.graph if node.op_type in WEIGHTED for value in node.outputs
+        ]
+        names = list(dict.fromkeys([*self.on_grid, *weighted]))
+        few = Few(samples, ACTIVATIONS_AT)
+        self.numbers = few.numbers
+        peaks: list[list[float]] = []
+        means: dict[str, list[Array]] = {name: [] for name in weighted}
+        with Session(exposed(graph.model, names)) as session:
+            for feed in few:
+                found = session.run(feed, names)
+                peaks.append([float(np.abs(found[name]).max(initial=0)) for name in self.on_grid])
+                for name, rows in means.items():
+                    rows.append(_per_channel(found[name]))
+        self.peaks = np.array(peaks)
+        self.means = {name: np.stack(rows).astype(np.float64) for name, rows in means.items()}
+
+
+def _shift(evidence: Evidence, calibration: _Responses) -> tuple[float, str]:
     """How differently the float model's channels respond to two sets: the tensor where most, and its node.
 
     Per channel the difference of the means over samples, in standard deviations; squared and averaged over the
     channels of a tensor, less what shuffled samples reach in 95 % of the cases.
     """
-    model = evidence.run.source
-    makers = {
-        value.name or "": node.name or "" for node in model.graph if node.op_type in WEIGHTED for value in node.outputs
-    }
-    sets = [Few(samples, ACTIVATIONS_AT) for samples in (few, evidence.samples)]
-    responses: dict[str, Array] = {}
-    with Session(exposed(model, makers)) as session:
-        rows: dict[str, list[Array]] = {name: [] for name in makers}
-        for samples in sets:
-            for feed in samples:
-                for name, array in session.run(feed, list(makers)).items():
-                    rows[name].append(_per_channel(array))
-        responses = {name: np.stack(found).astype(np.float64) for name, found in rows.items()}
-    count = len(sets[0])
+    evaluation = _Responses(evidence, evidence.samples)
+    count, others = len(calibration.peaks), len(evaluation.peaks)
     random = np.random.default_rng(evidence.policy.seed)
-    orders = [random.permutation(count + len(sets[1])) for _ in range(SHUFFLES)]
+    orders = [random.permutation(count + others) for _ in range(SHUFFLES)]
     worst, where = 0.0, "none"
-    for name, array in responses.items():
-        if array.shape[1] < LEAST_CHANNELS or min(count, len(sets[1])) < LEAST_CHANNELS:
+    for name, own in calibration.means.items():
+        if min(own.shape[1], count, others) < LEAST_CHANNELS:
             continue
-        found = _apart(array, count) - float(np.quantile([_apart(array[order], count) for order in orders], 0.95))
+        both = np.concatenate([own, evaluation.means[name]])
+        found = _apart(both, count) - float(np.quantile([_apart(both[order], count) for order in orders], 0.95))
         if found > 0 and np.sqrt(found) > worst:
-            worst, where = float(np.sqrt(found)), makers[name]
+            worst, where = float(np.sqrt(found)), calibration.makers[name]
     return worst, where
 
 
 def _per_channel(array: Array) -> Array:
     """Means over places: of [1, C, …] or [1, T, C]."""
+    if array.ndim < 2:
+        return array.ravel()
     means: Array = array[0].mean(0) if array.ndim == 3 else array[0].reshape(array.shape[1], -1).mean(1)
     return means
 
@@ -182,27 +204,18 @@ def _coverage(evidence: Evidence, few: Few) -> tuple[int, list[int]]:
     return len(seen), sorted(often - seen)
 
 
-def _stretching(evidence: Evidence, few: LabelledSamples) -> list[tuple[int, str]]:
+def _stretching(responses: _Responses) -> list[tuple[int, str]]:
     """Samples that alone widen a tensor's range: place among the samples looked at, and in words."""
-    graph = evidence.run.graph
-    table = graph.quantization
-    made = {value.name: node.name for node in graph.model.graph for value in node.outputs}
-    names = [name for name in (table.activations if table is not None else {}) if name in made]
-    peaks = []
-    looked_at = Few(few, ACTIVATIONS_AT)
-    with Session(exposed(graph.model, names)) as session:
-        for feed in looked_at:
-            peaks.append([float(np.abs(array).max(initial=0)) for array in session.run(feed, names).values()])
-    if len(peaks) < 3 or not names:
+    names, made, table_of_peaks = responses.on_grid, responses.makers, responses.peaks
+    if len(table_of_peaks) < 3 or not names:
         return []
-    table_of_peaks = np.array(peaks)
     order = np.sort(table_of_peaks, axis=0)
     ratio = order[-1] / np.maximum(order[-2], 1e-12)
     found: dict[int, str] = {}
     for column in np.argsort(-ratio):
         if ratio[column] < STRETCHES or order[-2][column] <= 0:
             break
-        sample = looked_at.numbers[int(table_of_peaks[:, column].argmax())]
+        sample = responses.numbers[int(table_of_peaks[:, column].argmax())]
         text = (
             f"calibration sample {sample} reaches {order[-1][column]:.3g} at node {made[names[column]]}, "
             f"{ratio[column]:.1f} times any other"

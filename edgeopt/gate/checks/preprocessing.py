@@ -24,6 +24,8 @@ Array = npt.NDArray[Any]
 Change = Callable[[Array], Array]
 
 SAMPLES = 128
+FIRST, NEAR = 40, 0.05
+"""Most mistakes ruin right data, as so many samples show: only one that comes near is looked at on all of them."""
 BETTER = 0.05
 """Five points on the same samples, and beyond chance: a mistake in the data, not luck."""
 SURE_AND_WRONG = 0.08
@@ -76,6 +78,7 @@ def run(evidence: Evidence, target: str) -> Said | None:
 def _naive(evidence: Evidence, target: str, labels: Array) -> Said:
     few = Few(evidence.samples, SAMPLES)
     numbers, feeds = few.numbers, list(few)
+    first = range(0, len(feeds), max(len(feeds) // FIRST, 1))
     name, output = evidence.run.signature.inputs[0].name, evidence.first_output
     changes = _changes(evidence, feeds, name)
     known = labels[numbers]
@@ -85,9 +88,9 @@ def _naive(evidence: Evidence, target: str, labels: Array) -> Said:
     with Session(serialise(evidence.run.source)) as exact, evidence.runner(target) as runner:
         for what, change in changes.items():
             changed: list[Feed] = [{**feed, name: change(feed[name]).astype(feed[name].dtype)} for feed in feeds]
-            made = np.array([int(runner.call(feed)[output].argmax()) for feed in changed])
-            found[what] = float((made == known).mean())
-            if found[what] <= float(right.mean()):
+            made = np.array([int(runner.call(changed[place])[output].argmax()) for place in first])
+            found[what] = float((made == known[first]).mean())
+            if found[what] <= float(right[first].mean()) - NEAR:
                 continue
             other = np.array([int(exact.run(feed)[output].argmax()) for feed in changed]) == known
             gain = float(other.mean() - right.mean())
