@@ -146,20 +146,6 @@ def histogram_plot(histogram: Histogram) -> Markup:
     return plot.svg()
 
 
-def percentiles_plot(models: Mapping[str, Mapping[str, float]]) -> Markup:
-    """Latency in ms: share of runs at or below a time, from the percentiles that were recorded."""
-    at = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
-    values = [value for model in models.values() for value in model.values()]
-    plot = Plot("latency: share of runs at or below a time", (min(values), max(values)), (0.45, 1.0),
-                labels=("ms", "share of runs"), log_x=True)  # fmt: skip
-    for index, (name, model) in enumerate(models.items()):
-        points = [(model[key], share) for key, share in at.items() if key in model]
-        plot.line(points, index)
-        for x, y in points:
-            plot.dot(x, y, f"{name}: {x:.4g} ms at {y:.0%}", index)
-    return plot.svg()
-
-
 def _widened(ends: tuple[float, float], *, log: bool) -> tuple[float, float]:
     """Some room beyond the data, and never no width."""
     low, high = ends

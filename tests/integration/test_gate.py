@@ -438,6 +438,7 @@ def test_reports_say_the_verdict_first(bad_result):
     assert markdown.startswith("# ❌")
     assert result.headline.split(":")[0] in markdown
     assert page.index("Failed") < page.index("<h2")
+    assert "polyline" in page[page.index('id="latency"') :]
     assert "http" not in page.replace("http-equiv", "")
     card, text = json.loads((out / "model_card.json").read_text()), (out / "model_card.md").read_text()
     assert card["told"] == {"intended_use": "Tells day from night.", "limits": ["Only outdoors."]}
