@@ -23,6 +23,8 @@ class Target(Frozen, ABC):
     constraints: ClassVar[Constraints]
     schemes: ClassVar[frozenset[SchemeName]] = frozenset({"fp32", "fp16", "int8", "int8-dynamic", "int8-weights"})
     """What the format can hold."""
+    own_grids: ClassVar[str | None] = None
+    """How ``own_graph`` differs from the shared table, in words; None where it does not."""
 
     def check_schemes(self, schemes: frozenset[SchemeName]) -> None:
         """Refuse what the format cannot hold, before anything is read.

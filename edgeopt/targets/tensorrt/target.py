@@ -19,6 +19,7 @@ from edgeopt.graph.constraints import Constraints
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.runtimes import tensorrt as runtime
 from edgeopt.targets.base import Target
+from edgeopt.targets.onnx_file import serialised
 from edgeopt.targets.tensorrt import bundle, realise, versions
 from edgeopt.targets.tensorrt.table import own_table
 from edgeopt.targets.tensorrt.verdict import FileVerdict, check_file
@@ -26,7 +27,6 @@ from edgeopt.targets.tensorrt.versions import Version
 from edgeopt.targets.tensorrt.write import (
     check_operators,
     dequantized_scales,
-    serialised,
     write_float,
     write_half,
     write_model,
@@ -46,6 +46,7 @@ class TensorrtTarget(Target):
 
     name: ClassVar[str] = "tensorrt"
     constraints: ClassVar[Constraints] = Constraints(symmetric_activations=True)
+    own_grids: ClassVar[str | None] = "zero point 0, from the same ranges"
 
     version: str | None = None
     jetpack: str | None = None
