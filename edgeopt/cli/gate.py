@@ -102,15 +102,22 @@ def _bisect(
 
     from edgeopt.cli.progress import showing
     from edgeopt.gate.bisect import bisect
+    from edgeopt.gate.judge import GateJob
     from edgeopt.gate.run_folder import read_run
+    from edgeopt.pipeline.worker import Call, Workers
 
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as work, showing():
-        found = bisect(
-            read_run(run, recipe),
-            result,
-            lambda out: judge_in_worker(out, policy, baseline=baseline).result,
-            Path(work),
-        )
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeopt-") as work,
+        Workers(Path(work) / "logs", preload="edgeopt.gate.judge") as workers,  # imported once for all that follows
+        showing(),
+    ):
+
+        def judged(out: Path) -> GateResult:
+            job = GateJob(out, policy, baseline=baseline)
+            found: Judged = workers.run_one("gate", Call("edgeopt.gate.judge:judge", job, LIMIT_S))
+            return found.result
+
+        found = bisect(read_run(run, recipe), result, judged, Path(work), workers=workers)
     if found.kept is None:
         click.echo(f"bisect: no set of layers passes, so quantization is not the cause: {found.headline}", err=err)
     elif not found.kept:
