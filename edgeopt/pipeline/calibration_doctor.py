@@ -65,7 +65,7 @@ def warnings(
         apart, how = distance(seen.values, others.values)
         if apart > FAR:
             found.append(f"calibration and evaluation values are far apart: {apart:.2f} of 1 ({how})")
-        if missing := _missing(seen.classes, others.classes):
+        elif missing := _missing(seen.classes, others.classes):
             shown = ", ".join(str(name) for name in missing[:NAMED])
             more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
             found.append(
