@@ -149,7 +149,7 @@ def test_a_moved_run_is_judged_with_its_recipe(folder, tmp_path):
     assert edgeopt(asked) == 0
 
 
-def test_the_files_carry_a_temperature_of_the_calibration_samples(folder):
+def test_the_files_carry_a_temperature_of_the_calibration_samples(folder, capsys):
     result = judged(folder, skip=["robustness", "parity-quantization", "preprocessing"])
     for name in ("onnx", "tflite"):
         written = confidence.read(read_run(folder / "out").runnable(name))
@@ -160,6 +160,9 @@ def test_the_files_carry_a_temperature_of_the_calibration_samples(folder):
         assert record.ece_scaled < record.target.ece
     report = json.loads((folder / "out" / "report.json").read_text())
     assert report["targets"]["onnx"]["confidence"]["temperature"] == written.temperature
+    capsys.readouterr()
+    assert edgeopt(["inspect", str(folder / "out" / "tflite" / "model.tflite"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["confidence"] == written.model_dump()
 
 
 def larger_channel(table, node):
