@@ -116,10 +116,10 @@ def _metrics(report: Report, result: GateResult) -> Iterator[tuple[str, float, i
             found |= {"ece": evidence.confidence.target.ece, "ece_float": evidence.confidence.float_.ece}
         yield from ((f"{name}/{key}", float(value), 0) for key, value in found.items() if value is not None)
     for number, record in enumerate(report.training, 1):
-        for epoch, values in enumerate(record.epochs):
+        for values in record.epochs:
             for key, value in values.items():
                 if key != "epoch":
-                    yield f"training_{number}/{key}", float(value), epoch
+                    yield f"training_{number}/{key}", float(value), int(values["epoch"])
 
 
 def _tags(result: GateResult, manifest: Manifest) -> Iterator[tuple[str, str]]:
