@@ -72,12 +72,25 @@ def _weights() -> Path:
     return path
 
 
-def _open(scratch: Path) -> Any:
+def sparse(state: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """A trained state with 2:4 masks, by magnitude; the masks are in it."""
+    import torch
+
+    from edgeopt.training.sparsify import Sparsify
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    torch.save({key: value.contiguous() for key, value in state.items()}, scratch / "weights.pth")
+    work = _open(scratch, scratch / "weights.pth")
+    Sparsify(pattern="2:4").run(work)
+    return _state(work.model)
+
+
+def _open(scratch: Path, weights: Path | None = None) -> Any:
     from edgeopt.frontends.torch import module_request
     from edgeopt.training.work import open_work
 
     root = Path(__file__).resolve().parent
-    request = module_request("resnet20:build", _weights(), {"x": INPUT}, root=root)
+    request = module_request("resnet20:build", weights or _weights(), {"x": INPUT}, root=root)
     return open_work(request, None, folder=scratch, identity="", seed=SEED)
 
 

@@ -8,6 +8,11 @@ Five commands, of which `train` and `qat` want a GPU (a CPU does, slowly) and ne
     python -m benchmarks.train_cifar10 qat      FOLDER    # GPU: FOLDER/qat.pt, qat.json
     python -m benchmarks.train_cifar10 measure  FOLDER    # here: accuracy, size, latency: FOLDER/results.json, a table
 
+Where no GPU is to be had, `more` goes on from a trained.pt on a CPU, with as many images and epochs as its time
+allows, arm after arm, each kept as soon as it is done; it stands between `quantize --only distilled` and `quantize`:
+
+    python -m benchmarks.train_cifar10 more FOLDER --limit 10000 --epochs 2 --student-epochs 5
+
 On a machine lent for minutes: copy `edgeopt/`, `benchmarks/` and FOLDER there, with start.pt, arms.json and
 train_50000_jpg.zip in it (for `qat` arms.json, trained.pt, program-*.npz and the images), run from the folder that
 holds `edgeopt/` and `benchmarks/`, and carry back trained.pt and train.json (then qat.pt and qat.json): about 10 MB.
@@ -82,6 +87,34 @@ def qat_arms(epochs: int) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def more_arms(epochs: int, student_epochs: int) -> dict[str, dict[str, Any]]:
+    """What a CPU can add to trained arms: name → start, teacher, settings; in the order of what matters most.
+
+    ``program``: the arm whose program is trained. ``longer`` arms get the epochs, rate and images of quantization-aware
+    training without it: what the others are compared with. Students begin with random weights.
+    """
+    gentle = {
+        "epochs": epochs, "batch": 128, "lr": 2e-4, "weight_decay": 0.0,
+        "augment": {"flip": True, "shift": 4}, "precision": "float32",
+    }  # fmt: skip
+    taught = {"distill": {"temperature": 4.0, "mix": 0.8}}
+    alone = {"distill": {"temperature": 4.0, "mix": 1.0}}
+    student = {
+        **gentle, "epochs": student_epochs, "batch": 64, "lr": 0.05, "optimizer": "sgd", "weight_decay": 5e-4,
+        "warmup_epochs": 0.5,
+    }  # fmt: skip
+    return {
+        "distilled-qat": {"program": "distilled", "teacher": "float", "settings": {**gentle, **taught}},
+        "float-longer": {"start": "float", "settings": gentle},
+        "half": {"start": "half", "teacher": "float", "settings": {**student, **taught}},
+        "half-alone": {"start": "half", "settings": student},
+        "half-unlabelled": {"start": "half", "teacher": "float", "settings": {**student, **alone}},
+        "2:4": {"start": "float", "sparse": True, "settings": gentle},
+        "distilled-qat-plain": {"program": "distilled", "settings": gentle},
+        "distilled-longer": {"start": "distilled", "teacher": "float", "settings": {**gentle, **taught}},
+    }
+
+
 # --- on a GPU, with torch, numpy and Pillow
 
 
@@ -154,6 +187,10 @@ def _fit(job: dict[str, Any]) -> dict[str, Any]:
             parameter.requires_grad_(False)
     objective = Objective(settings, {output: (1, 10)}, np.bincount(labels, minlength=10), teacher)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        for model in (trainee, teacher):
+            if isinstance(model, ModuleTrainee):
+                model.module.to(memory_format=torch.channels_last)  # a third faster, with so few channels
     history = engine.fit(
         trainee, objective, data, None, settings,
         folder=None, seed=SEED, identity="", text=job["name"], device=device,
@@ -163,6 +200,7 @@ def _fit(job: dict[str, Any]) -> dict[str, Any]:
     torch.save(state, job["out"])
     where = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     found = {"epochs": history, "seconds": round(time.monotonic() - began, 1), "device": where}
+    found["images"] = len(labels)
     print(f"{job['name']}: {found['seconds']} s, top-1 {history[-1]['top1']:.4f} on training images", flush=True)
     return found
 
@@ -234,13 +272,60 @@ def qat(folder: Path, out: Path, limit: int | None, at_once: int) -> None:
 # --- here, with edgeopt
 
 
+def more(folder: Path, limit: int | None, arms: dict[str, dict[str, Any]]) -> None:
+    """One arm after the other, in this process; an arm that is done is not done again."""
+    import torch
+
+    from benchmarks.cifar10_artifacts import sparse
+    from edgeopt.training.qat import Qat
+    from edgeopt.training.train import Train
+
+    parts = folder / "more"
+    parts.mkdir(exist_ok=True)
+    known = torch.load(folder / "start.pt", weights_only=True) | torch.load(folder / "trained.pt", weights_only=True)
+    for name, state in known.items():
+        torch.save(state, parts / f"from-{name.replace(':', '-')}.pt")
+    plan = json.loads((folder / "arms.json").read_text())
+    for name, arm in arms.items():
+        kind: type[Train] | type[Qat] = Qat if "program" in arm else Train
+        arm["settings"] = json.loads(kind(**arm["settings"]).model_dump_json(exclude={"use"}))
+        out = parts / f"{name.replace(':', '-')}.pt"
+        curve = out.with_suffix(".json")
+        if not curve.is_file():
+            start = parts / f"from-{arm.get('start')}.pt"
+            if arm.get("sparse"):
+                torch.save(
+                    sparse(known[arm["start"]], folder / "scratch" / "sparse-float"), start := parts / "sparse.pt"
+                )
+            job = {
+                "name": name,
+                "settings": arm["settings"],
+                "images": str(decoded(folder, limit)),
+                "start": str(start),
+                "program": str(folder / f"program-{arm['program']}.npz") if "program" in arm else None,
+                "teacher": str(parts / f"from-{arm['teacher']}.pt") if "teacher" in arm else None,
+                "out": str(out),
+            }
+            curve.write_text(json.dumps(_fit(job)))
+        stage, stored, curves = (
+            ("qat", "qat.pt", "qat.json") if "program" in arm else ("train", "trained.pt", "train.json")
+        )
+        states = torch.load(folder / stored, weights_only=True) if (folder / stored).is_file() else {}
+        torch.save(states | {name: torch.load(out, weights_only=True)}, folder / stored)
+        told = json.loads((folder / curves).read_text()) if (folder / curves).is_file() else {}
+        (folder / curves).write_text(json.dumps(told | {name: json.loads(curve.read_text())}, indent=1))
+        plan[stage][name] = {**arm, "start": arm.get("program", arm.get("start"))}
+        (folder / "arms.json").write_text(json.dumps(plan, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=["prepare", "train", "quantize", "qat", "measure"])
+    parser.add_argument("do", choices=["prepare", "train", "quantize", "qat", "more", "measure"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, help="where train and qat write (default: FOLDER)")
-    parser.add_argument("--epochs", type=int, default=40, help="total of every arm (prepare)")
-    parser.add_argument("--limit", type=int, help="training images (train, qat)")
+    parser.add_argument("--epochs", type=int, default=40, help="total of every arm (prepare); what is added (more)")
+    parser.add_argument("--student-epochs", type=int, default=5, help="of the half-width student (more)")
+    parser.add_argument("--limit", type=int, help="training images (train, qat, more)")
     parser.add_argument("--write", action="store_true", help="put the table into README.md (measure)")
     parser.add_argument("--only", default="", help="arms, with commas between (quantize)")
     parser.add_argument("--at-once", type=int, default=5, help="arms side by side (train, qat)")
@@ -250,6 +335,8 @@ def main() -> None:
         train(folder, out, arguments.limit, arguments.at_once)
     elif arguments.do == "qat":
         qat(folder, out, arguments.limit, arguments.at_once)
+    elif arguments.do == "more":
+        more(folder, arguments.limit, more_arms(arguments.epochs, arguments.student_epochs))
     else:
         from benchmarks import cifar10_artifacts as artifacts
         from benchmarks import place

@@ -53,11 +53,27 @@ def _say_error(stream: IO[bytes], error: EdgeoptError) -> None:
 
 
 def _export(request: dict[str, Any], requests: IO[bytes], answers: IO[bytes]) -> None:
-    import torch
-
     _need_onnxscript()
     before = set(sys.modules)
     loaded = Loaded(request)
+    export(loaded, Path(request["out"]))
+    files = {
+        str(Path(file).resolve())
+        for name, module in list(sys.modules.items())
+        if name not in before and (file := getattr(module, "__file__", None)) and _is_users(file, request.get("root"))
+    }
+    answer = {"inputs": {name: list(sizes) for name, sizes in loaded.inputs.items()}, "files": sorted(files)}
+    write_frame(answers, json.dumps({"ok": answer}).encode())
+
+
+def export(loaded: Loaded, out: Path) -> None:
+    """Write the module, as it is now, as ONNX.
+
+    Raises:
+        ModelError, UnsupportedOperator: it cannot be traced, or has no ONNX form.
+    """
+    import torch
+
     feed = {name: torch.zeros(sizes, dtype=loaded.dtypes[name]) for name, sizes in loaded.inputs.items()}
     args, kwargs = loaded.arguments(feed)
     program = loaded.program
@@ -71,14 +87,7 @@ def _export(request: dict[str, Any], requests: IO[bytes], answers: IO[bytes]) ->
                 hint="Its forward must not decide by values of its tensors (if, while, .item()). "
                 "Take such steps out of the module, or write them with torch.where.",
             ) from error
-    _write_onnx(loaded, program, Path(request["out"]))
-    files = {
-        str(Path(file).resolve())
-        for name, module in list(sys.modules.items())
-        if name not in before and (file := getattr(module, "__file__", None)) and _is_users(file, request.get("root"))
-    }
-    answer = {"inputs": {name: list(sizes) for name, sizes in loaded.inputs.items()}, "files": sorted(files)}
-    write_frame(answers, json.dumps({"ok": answer}).encode())
+    _write_onnx(loaded, program, out)
 
 
 def _is_users(file: str, root: str | None) -> bool:

@@ -14,7 +14,7 @@ Every run has a fixed number of threads, so that results repeat.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import tee
@@ -236,10 +236,8 @@ def check_artifact(
         "segments": found,
         "unmatched": segments.unmatched if segments is not None else (),
         "lsb_max": max((p.lsb_max for p in integers if p.lsb_max is not None), default=None),
-        "within_one_step": sum((p.within_one_step or 0) * p.values for p in integers)
-        / max(sum(p.values for p in integers), 1)
-        if integers
-        else None,
+        "equal": _mean([(p.equal, p.values) for p in integers]),
+        "within_one_step": _mean([(p.within_one_step, p.values) for p in integers]),
         "reference_sqnr_db": reference.sqnr_db if reference is not None and quantized else None,
         "fp16_costs_db": unrounded.costs_db() if unrounded is not None else None,
     }
@@ -282,6 +280,11 @@ def _below_reference(report: LevelReport, reference: LevelReport, asked: float |
         f"end to end {report.sqnr_db:.2f} dB against float, the reference {reference.sqnr_db:.2f} dB: more than"
         f" {value:g} dB less, ± {unsure:.2f} by chance ({limit.reason})"
     ]
+
+
+def _mean(shares: Sequence[tuple[float | None, int]]) -> float | None:
+    """Over all values of shares of so many values each; None of none."""
+    return sum((share or 0) * count for share, count in shares) / max(sum(n for _, n in shares), 1) if shares else None
 
 
 def _rounds(artifact: Artifact, path: Path) -> bool:

@@ -39,7 +39,7 @@ def summarise(
     steps: Sequence[StepRecord],
     seconds: float,
 ) -> Report:
-    """The report; its warnings are also told at once.
+    """The report. What it warns of is also told here, but for the warnings about data, told when it was read.
 
     Args:
         recipe: the request.
@@ -73,7 +73,7 @@ def summarise(
         for text in record.warnings:
             events.warn(f"{name}: {text}")
     warnings = (*source.warnings, *quantized.warnings)
-    for text in quantized.warnings:  # the source's were told when it was imported
+    for text in quantized.warnings:
         events.warn(text)
     seen = {"calibration": source.calibration, "evaluation": source.evaluation}
     model = recipe.model

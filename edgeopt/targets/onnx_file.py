@@ -16,10 +16,9 @@ SMALL_BYTES = 4096
 
 
 def stamp(
-    model: ir.Model, preprocess: Preprocess | None, labels: tuple[str, ...], confidence: Confidence | None = None
+    model: ir.Model, preprocess: Preprocess | None, labels: tuple[str, ...], confidence: Confidence | None
 ) -> None:
-    """IR version of its opset, producer, and as metadata the preprocessing contract, class names and what confidence
-    means; nothing else."""
+    """IR version of its opset, producer, and as metadata what is given; no other metadata stays."""
     model.ir_version = IR_VERSIONS.get(model.graph.opset_imports[""], max(IR_VERSIONS.values()))
     model.producer_name, model.producer_version = "edgeopt", None
     model.metadata_props.clear()

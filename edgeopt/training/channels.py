@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from edgeopt.errors import MissingPackage, ModelError
 from edgeopt.training.cost import Layer
+from edgeopt.training.heads import find_heads
 from edgeopt.training.trainee import Feed, ModuleTrainee
 
 SAME = 1e-4
@@ -30,19 +31,24 @@ class Channels:
     """One group of channels that can only be cut together.
 
     Args:
-        root: name of the layer that writes them.
+        root: name of the layer that writes them, or of the attention block.
         count: how many there are.
         stride: channels ``i``, ``i + stride``, … are cut together (grouped convolutions); ``count`` where none are.
+            Of an attention block: its number of heads.
         scores: (stride,) importance; mean 1.
+        are_heads: whether what is cut are whole heads, called by their number.
     """
 
     root: str
     count: int
     stride: int
     scores: npt.NDArray[np.float64]
+    are_heads: bool = False
 
     def members(self, chosen: Sequence[int]) -> list[int]:
-        """Channel numbers of chosen positions."""
+        """Channel numbers of chosen positions; of heads, their own numbers."""
+        if self.are_heads:
+            return sorted(chosen)
         return sorted(at + start for at in chosen for start in range(0, self.count, self.stride))
 
 
@@ -75,6 +81,7 @@ class Graph:
         self._tp, self._model, self._example, self._ignored = torch_pruning, model, example, ignored
         self._modules = dict(model.module.named_modules())
         self._names = {inner: name for name, inner in self._modules.items()}
+        self._heads = {heads.block: heads for heads in find_heads(model.module)}
         self.left_alone: list[LeftAlone] = []
         model.train(False)
         for parameter in model.module.parameters():
@@ -90,10 +97,15 @@ class Graph:
                 hint="Its forward must be made of torch operations on tensors, without a choice by their values.",
             ) from error
 
-    def groups(self, score: Callable[[Any], Any], seed: int) -> list[Channels]:
-        """All groups that can be cut, with their importance."""
+    def groups(self, importance: str, seed: int) -> list[Channels]:
+        """All groups that can be cut, with their importance: see ``scorer`` for its kinds."""
+        import torch
+
+        torch.manual_seed(seed)  # random importance
+        score = scorer(importance)
         random = np.random.default_rng([seed, len(self._modules)])
-        found, seen = [], set[str]()
+        found, seen = self._attention(importance), set[str]()
+        seen.update(layer for group in found for layer in self._heads[group.root].projections)
         for name, inner in self._modules.items():
             if not self._is_root(inner) or name in seen:
                 continue
@@ -120,14 +132,33 @@ class Graph:
             found.append(Channels(name, count, stride, values / max(float(values.mean()), 1e-30)))
         return found
 
+    def _attention(self, importance: str) -> list[Channels]:
+        """Blocks whose heads can be cut. One that cannot is looked at as any other layer, which leaves it alone."""
+        found = []
+        for root, heads in self._heads.items():
+            if any(layer in self._ignored for layer in heads.projections) or heads.count < 2:
+                continue
+            scores = heads.scores(self._modules, importance)
+            if scores is not None and self._keeps_the_function(root, [int(scores.argmin())]):
+                count = sum(_outputs(self._modules[layer]) for layer in heads.projections)
+                found.append(Channels(root, count, heads.count, scores, are_heads=True))
+        return found
+
     def cut(self, root: str, channels: Sequence[int]) -> None:
-        """Remove channels that a layer writes, and all that hangs on them."""
-        self._group(root, channels).prune()
+        """Remove channels that a layer writes (or whole heads), and all that hangs on them."""
+        if root in self._heads:
+            self._heads[root].cut(self._modules, channels)
+        else:
+            self._group(root, channels).prune()
 
     def sizes(self, chosen: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int]]:
         """(Input, output) channels of every weighted layer if these channels (by root) were cut; nothing is cut."""
         gone: dict[str, list[int]] = {}
         for root, channels in chosen.items():
+            if root in self._heads:
+                for name, inputs, outputs in self._heads[root].lost(self._modules, len(channels)):
+                    gone[name] = [inputs, outputs]
+                continue
             for dep, numbers in self._group(root, channels):
                 inner = dep.target.module
                 if self._is_layer(inner):
@@ -154,7 +185,7 @@ class Graph:
             left = outputs * (inputs // max(groups, 1)) * kernel + (outputs if inner.bias is not None else 0)
             total -= inner.weight.numel() + (inner.bias.numel() if inner.bias is not None else 0) - left
         for root, channels in chosen.items():
-            for dep, numbers in self._group(root, channels):
+            for dep, numbers in self._group(root, channels) if root not in self._heads else ():
                 inner = dep.target.module
                 if not self._is_layer(inner) and getattr(inner, "weight", None) is not None:
                     total -= 2 * len(set(numbers))  # a normalisation's weight and bias
@@ -200,7 +231,9 @@ class Graph:
         with self._restored():
             try:
                 with torch.no_grad():
-                    for dep, numbers in self._group(root, channels):
+                    if root in self._heads:
+                        self._heads[root].silence(self._modules, channels)
+                    for dep, numbers in self._group(root, channels) if root not in self._heads else ():
                         inner = dep.target.module
                         if self._is_layer(inner) and not self._writes(dep):
                             axis = 0 if getattr(inner, "transposed", False) else 1
@@ -219,6 +252,15 @@ class Graph:
                 <= SAME * max(float(expected[name].abs().max()), 1e-6)
                 for name in expected
             )
+
+    @contextmanager
+    def trial(self, chosen: Mapping[str, Sequence[int]]) -> Iterator[None]:
+        """The module with these channels (by root) cut, as long as the ``with`` lasts."""
+        with self._restored():
+            for root, channels in chosen.items():
+                if channels:
+                    self.cut(root, channels)
+            yield
 
     @contextmanager
     def _restored(self) -> Iterator[None]:

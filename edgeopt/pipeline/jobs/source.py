@@ -112,16 +112,16 @@ def _look_at(inputs: Inputs, signature: Signature) -> tuple[SeenData | None, See
     return _seen(seen, calibration), _seen(also_seen, evaluation), warnings
 
 
-def _examine(inputs: Inputs, signature: Signature, model: ir.Model, threads: int) -> list[str]:
-    calibration = inputs.open("calibration", signature)
-    assert calibration is not None
-    return calibration_doctor.warnings(model, calibration, inputs.open("evaluation", signature), threads=threads)
-
-
 def _seen(checked: Checked | None, samples: LabelledSamples | None) -> SeenData | None:
     if checked is None or samples is None:
         return None
     return SeenData(stats=checked.stats, labelled=samples.labels is not None)
+
+
+def _examine(inputs: Inputs, signature: Signature, model: ir.Model, threads: int) -> list[str]:
+    calibration = inputs.open("calibration", signature)
+    assert calibration is not None
+    return calibration_doctor.warnings(model, calibration, inputs.open("evaluation", signature), threads=threads)
 
 
 def load_source(model: ModelSource, root: Path, *, trust: bool, trained: Path | None = None) -> Imported:

@@ -93,7 +93,8 @@ def build_target(job: TargetJob) -> None:
     folder.mkdir()
     sure = passed.confidence
     if graph is not shared and sure is not None:
-        sure = confidence.fit(graph, job.inputs.open("calibration", imported.signature), threads=job.threads)
+        calibration = job.inputs.open("calibration", imported.signature)
+        sure = confidence.fit(graph, calibration, threads=job.threads)
     with stage(f"{name}: write"):
         artifact = job.target.lower(graph, folder, preprocess=imported.preprocess, labels=job.labels, confidence=sure)
         if artifact.realised is None:

@@ -28,7 +28,7 @@ from edgeopt.targets.fp16 import compute_in_fp16
 from edgeopt.targets.onnx_file import stamp, strip_notes
 from edgeopt.targets.tensorrt.operators import repair
 from edgeopt.targets.tensorrt.versions import Version
-from edgeopt.types import CONFIDENCE, Confidence, Preprocess
+from edgeopt.types import Confidence, Preprocess
 
 Array = npt.NDArray[Any]
 
@@ -56,17 +56,14 @@ def write_model(
     _float_biases(model.graph)
     _float_weights(model.graph, table, integer_weights=version.integer_weights)
     compute_in_fp16(model.graph, lambda node: table.scheme(node) == "fp16")
-    model = finished(model, version, preprocess, labels)
-    if confidence is not None:
-        model.metadata_props[CONFIDENCE] = confidence.model_dump_json()
-    return model
+    return finished(model, version, preprocess, labels, confidence)
 
 
 def write_half(graph: QuantizedGraph, version: Version) -> ir.Model:
     """The companion: the float graph with everything between its inputs and outputs in float16."""
     model = graph.model.clone()
     compute_in_fp16(model.graph, lambda node: True)
-    return finished(model, version, None, ())
+    return finished(model, version)
 
 
 def write_float(
@@ -91,7 +88,13 @@ def write_float(
     return finished(model, version, preprocess, labels)
 
 
-def finished(model: ir.Model, version: Version, preprocess: Preprocess | None, labels: tuple[str, ...]) -> ir.Model:
+def finished(
+    model: ir.Model,
+    version: Version,
+    preprocess: Preprocess | None = None,
+    labels: tuple[str, ...] = (),
+    confidence: Confidence | None = None,
+) -> ir.Model:
     """The model in the release's opset, without what is not the model."""
     for node in list(model.graph):
         if node.op_type == "Pad":
@@ -99,7 +102,7 @@ def finished(model: ir.Model, version: Version, preprocess: Preprocess | None, l
     model = _in_opset(model, version)
     remove_unused(model.graph)
     strip_notes(model.graph)
-    stamp(model, preprocess, labels)
+    stamp(model, preprocess, labels, confidence)
     return model
 
 
