@@ -3,6 +3,7 @@ converting and judging again, offered as a change of the recipe with what it cos
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from edgeopt.graph.placement import WEIGHTED
 from edgeopt.passes.quantize.quantize import Quantize
 from edgeopt.pipeline.record import Report
 from edgeopt.pipeline.run import Options, convert
+from edgeopt.pipeline.store import HOME
 from edgeopt.pipeline.verdict import GateResult
 from edgeopt.pipeline.worker import Workers
 from edgeopt.recipe.schema import Recipe
@@ -58,6 +60,8 @@ class _Search:
         """The report of the run with these layers in float if it passes, else None."""
         self.runs += 1
         out = self.work / f"run-{self.runs}"
+        # What is the same in all of them, training above all, is not done again.
+        shutil.copytree(self.run.out / HOME / "steps", out / HOME / "steps")
         outcome = convert(_keeping(self.run.recipe, kept), out, Options(root=self.run.root), workers=self.workers)
         result = self.judge(out)
         if result.exit_code:
