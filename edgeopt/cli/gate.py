@@ -82,12 +82,12 @@ def command(run: Path, json_wanted: bool, github: bool, bisect_wanted: bool, **o
 def _reproduce(run: Path, result: GateResult, folder: Path, recipe: Path | None, *, err: bool) -> None:
     """Cut out what differs, print what it shows. The exit code stays: there may be nothing that can be cut out."""
     from edgeopt.cli.isolated import in_worker
-    from edgeopt.gate.repro import ReproJob
+    from edgeopt.gate.repro import NothingToShowError, ReproJob
 
     job = ReproJob(run.absolute(), result, folder.absolute(), recipe)
     try:
         text: str = in_worker("repro", "edgeopt.gate.repro:write", job, limit_s=LIMIT_S)
-    except UsageError as error:
+    except NothingToShowError as error:
         click.echo(f"repro: {error}", err=err)
         return
     click.echo(text, nl=False, err=err)

@@ -49,6 +49,10 @@ SCALED = 0.07
 CAN_BE_CUT = (".onnx", ".tflite")
 
 
+class NothingToShowError(UsageError):
+    """Nothing failed that a part of the model could show."""
+
+
 @dataclass(frozen=True)
 class ReproJob:
     """What is to be shown.
@@ -82,14 +86,15 @@ def write(job: ReproJob) -> str:
         What it shows, in words.
 
     Raises:
-        UsageError: no failed check names a layer, or nothing that runs here can be cut.
+        NothingToShowError: no failed check names a layer, nothing that runs here can be cut, or no part shows it.
+        UsageError: no run is there, or the folder cannot be written.
     """
     run = read_run(job.out, job.recipe)
     check, target = _blamed(job.result, run)
     level = LEVELS[check.id]
     samples = run.inputs.open("evaluation", run.signature) or run.inputs.open("calibration", run.signature)
     if samples is None:
-        raise UsageError("the recipe names no data to show the difference on", where=str(job.out))
+        raise NothingToShowError("the recipe names no data to show the difference on", where=str(job.out))
     case = _Case(run, target, level, check, list(Few(samples, SAMPLES)))
     with TemporaryDirectory(prefix="edgeopt-") as scratch:
         found = case.smallest(Path(scratch))
@@ -107,16 +112,15 @@ def _blamed(result: GateResult, run: RunFolder) -> tuple[CheckResult, str]:
     failed = [check for check in result.checks if check.verdict == "fail"]
     naming = [check for check in failed if check.id in LEVELS and check.layer is not None]
     if not naming:
-        raise UsageError(
+        raise NothingToShowError(
             "there is no layer to cut out" + (f": {result.headline}" if failed else ": nothing failed"),
-            where="--repro",
             hint="A part of the model is shown where parity-lowering or parity-quantization fails and names a layer.",
         )
     can_be_cut = [name for name in run.artifacts if run.runnable(name).suffix in CAN_BE_CUT]
     for check in naming:
         if target := next((name for name in can_be_cut if check.target in (None, name)), None):
             return check, target
-    raise UsageError(
+    raise NothingToShowError(
         f"a part of the target {naming[0].target or next(iter(run.artifacts))} cannot be run with numpy and a runtime "
         "alone",
         where=str(run.out),
@@ -195,7 +199,7 @@ class _Case:
                 return found
             further = [name for name in cut_at if name not in used]
             if len(further) == len(cut_at) or not cut_at:
-                raise UsageError(
+                raise NothingToShowError(
                     f"no part of the artifact that ends in '{end}' shows a difference on {len(self._feeds)} samples",
                     where=str(self._run.out),
                     hint="It needs the whole model, or samples that are not among these.",
