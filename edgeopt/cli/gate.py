@@ -41,6 +41,7 @@ JSON_FILE = "gate.json"
 @click.option("--localize", is_flag=True, help="Say which layers lose most, also if all is well.")
 @click.option("--bisect", "bisect_wanted", is_flag=True, help="If it fails: the smallest set of layers to keep float.")
 @click.option("--repro", type=click.Path(path_type=Path), help="If it fails: a folder with the part that differs.")
+@click.option("--mlflow", metavar="URI", help="Log run, metrics and artifacts to this MLflow server or folder.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print the result as one JSON document.")
 def command(run: Path, json_wanted: bool, github: bool, bisect_wanted: bool, **options: Any) -> int:
     """Judge a finished run by running its artifacts again.
@@ -67,6 +68,10 @@ def command(run: Path, json_wanted: bool, github: bool, bisect_wanted: bool, **o
         click.echo(f"regression set: {policy.regression.file}", err=True)
     files = {"junit": options["junit"], "sarif": options["sarif"]}
     code = show(judged.result, run, json_wanted=json_wanted, github=github, **files)
+    if options["mlflow"] is not None:
+        from edgeopt.report.tracking import log_to_mlflow
+
+        click.echo(f"mlflow: run {log_to_mlflow(judged.result, run, options['mlflow'])}", err=True)
     if bisect_wanted and code:
         _bisect(run, judged.result, policy, baseline, options["recipe"], err=json_wanted)
     if options["repro"] is not None:
@@ -77,12 +82,12 @@ def command(run: Path, json_wanted: bool, github: bool, bisect_wanted: bool, **o
 def _reproduce(run: Path, result: GateResult, folder: Path, recipe: Path | None, *, err: bool) -> None:
     """Cut out what differs, print what it shows. The exit code stays: there may be nothing that can be cut out."""
     from edgeopt.cli.isolated import in_worker
-    from edgeopt.gate.repro import ReproJob
+    from edgeopt.gate.repro import NothingToShowError, ReproJob
 
     job = ReproJob(run.absolute(), result, folder.absolute(), recipe)
     try:
         text: str = in_worker("repro", "edgeopt.gate.repro:write", job, limit_s=LIMIT_S)
-    except UsageError as error:
+    except NothingToShowError as error:
         click.echo(f"repro: {error}", err=err)
         return
     click.echo(text, nl=False, err=err)
@@ -97,15 +102,22 @@ def _bisect(
 
     from edgeopt.cli.progress import showing
     from edgeopt.gate.bisect import bisect
+    from edgeopt.gate.judge import GateJob
     from edgeopt.gate.run_folder import read_run
+    from edgeopt.pipeline.worker import Call, Workers
 
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as work, showing():
-        found = bisect(
-            read_run(run, recipe),
-            result,
-            lambda out: judge_in_worker(out, policy, baseline=baseline).result,
-            Path(work),
-        )
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeopt-") as work,
+        Workers(Path(work) / "logs", preload="edgeopt.gate.judge") as workers,  # imported once for all that follows
+        showing(),
+    ):
+
+        def judged(out: Path) -> GateResult:
+            job = GateJob(out, policy, baseline=baseline)
+            found: Judged = workers.run_one("gate", Call("edgeopt.gate.judge:judge", job, LIMIT_S))
+            return found.result
+
+        found = bisect(read_run(run, recipe), result, judged, Path(work), workers=workers)
     if found.kept is None:
         click.echo(f"bisect: no set of layers passes, so quantization is not the cause: {found.headline}", err=err)
     elif not found.kept:

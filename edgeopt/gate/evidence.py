@@ -25,6 +25,7 @@ from edgeopt.graph.quantization import Quantization
 from edgeopt.parity.localize import LOCALIZE_SAMPLES, TensorErrors, quantization_errors
 from edgeopt.parity.runners import FileRunner, open_file
 from edgeopt.runtimes.onnxruntime import Session
+from edgeopt.training.registry import TRAINED_GRAPH_PASSES
 
 Array = npt.NDArray[Any]
 Value = TypeVar("Value")
@@ -187,6 +188,12 @@ class Evidence:
 
     def few(self, limit: int) -> Few:
         return Few(self.samples, limit)
+
+    @property
+    def graph_was_trained(self) -> bool:
+        """Whether a pass trained the graph's weights after the import, for the integers: it is then no longer the
+        imported function, and nearness to float no longer what it was made for."""
+        return any(isinstance(step, TRAINED_GRAPH_PASSES) for step in self.run.recipe.passes)
 
     def asked_int8(self) -> bool:
         """Whether weighted operators were to be integers with static scales."""

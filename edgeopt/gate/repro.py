@@ -49,6 +49,10 @@ SCALED = 0.07
 CAN_BE_CUT = (".onnx", ".tflite")
 
 
+class NothingToShowError(UsageError):
+    """Nothing failed that a part of the model could show."""
+
+
 @dataclass(frozen=True)
 class ReproJob:
     """What is to be shown.
@@ -82,21 +86,15 @@ def write(job: ReproJob) -> str:
         What it shows, in words.
 
     Raises:
-        UsageError: no failed check names a layer, or nothing that runs here can be cut.
+        NothingToShowError: no failed check names a layer, nothing that runs here can be cut, or no part shows it.
+        UsageError: no run is there, or the folder cannot be written.
     """
     run = read_run(job.out, job.recipe)
-    check = _blamed(job.result)
+    check, target = _blamed(job.result, run)
     level = LEVELS[check.id]
-    target = check.target or next((name for name in run.artifacts if _can_be_cut(run, name)), None)
-    if target is None or not _can_be_cut(run, target):
-        raise UsageError(
-            f"a part of the target {target or next(iter(run.artifacts))} cannot be run with numpy and a runtime alone",
-            where=str(job.out),
-            hint="Convert to onnx or tflite besides: a fault of quantization is in both.",
-        )
     samples = run.inputs.open("evaluation", run.signature) or run.inputs.open("calibration", run.signature)
     if samples is None:
-        raise UsageError("the recipe names no data to show the difference on", where=str(job.out))
+        raise NothingToShowError("the recipe names no data to show the difference on", where=str(job.out))
     case = _Case(run, target, level, check, list(Few(samples, SAMPLES)))
     with TemporaryDirectory(prefix="edgeopt-") as scratch:
         found = case.smallest(Path(scratch))
@@ -109,21 +107,25 @@ def write(job: ReproJob) -> str:
     return found.text
 
 
-def _blamed(result: GateResult) -> CheckResult:
-    """The first failed check of a level of parity that names a layer."""
+def _blamed(result: GateResult, run: RunFolder) -> tuple[CheckResult, str]:
+    """The first failed check of a level of parity that names a layer, and a target in which it can be shown."""
     failed = [check for check in result.checks if check.verdict == "fail"]
-    found = next((check for check in failed if check.id in LEVELS and check.layer is not None), None)
-    if found is None:
-        raise UsageError(
+    naming = [check for check in failed if check.id in LEVELS and check.layer is not None]
+    if not naming:
+        raise NothingToShowError(
             "there is no layer to cut out" + (f": {result.headline}" if failed else ": nothing failed"),
-            where="--repro",
             hint="A part of the model is shown where parity-lowering or parity-quantization fails and names a layer.",
         )
-    return found
-
-
-def _can_be_cut(run: RunFolder, target: str) -> bool:
-    return target in run.artifacts and run.runnable(target).suffix in CAN_BE_CUT
+    can_be_cut = [name for name in run.artifacts if run.runnable(name).suffix in CAN_BE_CUT]
+    for check in naming:
+        if target := next((name for name in can_be_cut if check.target in (None, name)), None):
+            return check, target
+    raise NothingToShowError(
+        f"a part of the target {naming[0].target or next(iter(run.artifacts))} cannot be run with numpy and a runtime "
+        "alone",
+        where=str(run.out),
+        hint="Convert to onnx or tflite besides: a fault of quantization is in both.",
+    )
 
 
 class _Case:
@@ -140,12 +142,26 @@ class _Case:
         self._reference = _bytes(reference)
         names = [value.name or "" for value in reference.graph.outputs]
         self._tensors = [name.removesuffix(INTEGERS_SUFFIX) for name in names if name.endswith(INTEGERS_SUFFIX)]
-        # Of the integer reference: integers of the table's tensors, ``NAME__q``, and real outputs.
+        if not self._tensors and self._file.suffix == ".onnx":
+            self._tensors = self._floats_of_both(reference)
+            self._reference = exposed(reference, self._tensors)
+        # Of the integer reference: integers of the table's tensors, ``NAME__q``, other tensors and outputs as they are.
         with Session(self._reference, optimize=False) as session:
             self._values = [session.run(feed) for feed in feeds]
         if level == "L1":
             scaled = self._on_other_scales()
             self._tensors = [name for name in self._tensors if name not in scaled]
+
+    def _floats_of_both(self, reference: ir.Model) -> list[str]:
+        """Tensors that an ONNX file without integers has under the names of the graph."""
+        graph = onnx_format.load(self._file).graph
+        known = {value.name for node in graph for value in node.outputs}
+        ours = [value for node in reference.graph for value in node.outputs if value.dtype == ir.DataType.FLOAT]
+        return [value.name or "" for value in ours if value.name in known]
+
+    def _value(self, values: dict[str, Array], name: str) -> Array:
+        """Its integers, or, of a tensor without a grid, its real values."""
+        return values[name + INTEGERS_SUFFIX] if name in self._table.activations else values[name]
 
     def _on_other_scales(self) -> set[str]:
         """Tensors whose channels equalisation left on other scales than the float graph's: no place to compare.
@@ -183,7 +199,7 @@ class _Case:
                 return found
             further = [name for name in cut_at if name not in used]
             if len(further) == len(cut_at) or not cut_at:
-                raise UsageError(
+                raise NothingToShowError(
                     f"no part of the artifact that ends in '{end}' shows a difference on {len(self._feeds)} samples",
                     where=str(self._run.out),
                     hint="It needs the whole model, or samples that are not among these.",
@@ -249,8 +265,10 @@ class _Case:
         return set(starts)
 
     def _as_file_has_it(self, name: str, values: dict[str, Array], dtype: str, shape: tuple[int, ...]) -> Array:
-        array = values[name + INTEGERS_SUFFIX]
-        if dtype == "float32":
+        array = self._value(values, name)
+        if name not in self._table.activations:
+            array = array.astype(dtype)
+        elif dtype == "float32":
             array = self._table.activations[name].dequantize(array).astype(np.float32)
         elif dtype == "uint8":
             array = (array.astype(np.int16) + 128).astype(np.uint8)
@@ -296,18 +314,19 @@ class _Case:
         (folder / reproduce.REFERENCE).write_bytes(part.data)
         begins = {label: name for name, label in cut.consumed.items()}
         inputs = {
-            label: [values[begins[label] + INTEGERS_SUFFIX] for values in self._values]
+            label: [self._value(values, begins[label]) for values in self._values]
             if label in begins
             else [feed[label] for feed in self._feeds]
             for label in part.inputs
         }
         made = _outputs(part, inputs)
+        on_grid = bool(self._table.activations)
         params = self._table.activations.get(end) if end in self._tensors else None
         real = made if params is None else params.dequantize(made)
         half = self._run.artifacts[self._target].float_dtype == "float16" or "fp16" in self._table.schemes.values()
         rel = FP16_REL if half else FLOAT_REL
         return real, inputs, {
-            "against": "the integer reference, on the same integers",
+            "against": "the integer reference, on the same integers" if on_grid else "the float graph, on its values",
             "expected_output": part.output,
             "expected_scale": None if params is None else float(params.scale),
             "expected_zero_point": None if params is None else int(params.zero_point),

@@ -65,7 +65,7 @@ def warnings(
         apart, how = distance(seen.values, others.values)
         if apart > FAR:
             found.append(f"calibration and evaluation values are far apart: {apart:.2f} of 1 ({how})")
-        if missing := _missing(seen.classes, others.classes):
+        elif missing := _missing(seen.classes, others.classes):
             shown = ", ".join(str(name) for name in missing[:NAMED])
             more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
             found.append(
@@ -104,17 +104,20 @@ class _Seen:
         """The first input of every sample, as it is."""
         peaks, answers = [], []
         name = model.graph.inputs[0].name or ""
+        classifies = len(classes) == 1 and classes[0] > 1
+        wanted = [*self._makers, *([output] if classifies and few.labels is None else [])]
         with Session(serialise(exposed), threads=threads) as session:
             for feed in few:
                 self.digests.append(digest.of_json([digest.of_array(array) for _, array in sorted(feed.items())]))
                 self.values.append(feed[name])
-                found = session.run(feed, [*self._makers, output])
+                found = session.run(feed, wanted) if wanted else {}
                 peaks.append([float(np.abs(found[one]).max(initial=0)) for one in self._makers])
-                answers.append(int(found[output].argmax()))
+                if output in wanted:
+                    answers.append(int(found[output].argmax()))
         self._peaks = np.array(peaks, np.float64)
         self.classes: npt.NDArray[np.int64] | None = None
         """Class of every sample, by its label, else as the model sees it; None for what is no classifier."""
-        if len(classes) == 1 and classes[0] > 1:
+        if classifies:
             self.classes = few.labels if few.labels is not None else np.array(answers, np.int64)
 
     def stretching(self) -> list[tuple[int, str, float, float]]:

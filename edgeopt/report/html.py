@@ -16,6 +16,8 @@ from edgeopt.report.table import decibels, megabytes
 
 TEMPLATE = "report.html.j2"
 WORD = {"pass": "Passed", "fail": "Failed", "inconclusive": "Passed, and not all could be told"}
+SIGN = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
+"""Beside the colour, for those who do not see it."""
 ORDER = ("fail", "inconclusive", "pass")
 MOST_SLICES = 30
 MOST_HISTOGRAMS = 4
@@ -37,6 +39,7 @@ def as_html(report: Report, manifest: Manifest, result: GateResult) -> str:
         manifest=manifest,
         result=result,
         word=WORD[result.verdict],
+        sign=SIGN,
         checks=checks,
         counts=counts,
         rows=_rows(report, result),
@@ -48,7 +51,7 @@ def as_html(report: Report, manifest: Manifest, result: GateResult) -> str:
         latency=_latency(report),
         latency_text=_latency_text(report),
         provenance=_provenance(report, manifest),
-        reproduce=_reproduce(report),
+        reproduce=_reproduce(report, failed=bool(result.exit_code)),
     )
 
 
@@ -179,11 +182,12 @@ def _provenance(report: Report, manifest: Manifest) -> list[tuple[str, str]]:
     ]
 
 
-def _reproduce(report: Report) -> str:
-    return "\n".join(
-        (
-            f"pip install edgeopt=={report.edgeopt}",
-            "edgeopt convert RECIPE --out OUT     # the same recipe, model and data: digests above",
-            "edgeopt gate OUT                     # judges the artifacts again",
-        )
-    )
+def _reproduce(report: Report, *, failed: bool) -> str:
+    lines = [
+        f"pip install edgeopt=={report.edgeopt}",
+        "edgeopt convert RECIPE --out OUT     # the same recipe, model and data: digests above",
+        "edgeopt gate OUT                     # judges the artifacts again",
+    ]
+    if failed:
+        lines.append("edgeopt gate OUT --repro DIR         # the part that differs, where a layer is named")
+    return "\n".join(lines)

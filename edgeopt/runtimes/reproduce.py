@@ -42,6 +42,7 @@ def compare(folder: Path) -> Found:
     noise, signal = float(np.square(made - expected).sum()), float(np.square(expected).sum())
     decibel = 200.0 if noise == 0 else float(10 * np.log10(max(signal, 1e-300) / noise)) if np.isfinite(noise) else -200
     lines = [
+        f"{told['finding']}",
         f"{told['level']}: {told['artifact']} computes '{told['tensor']}' (node {told['node']}) on {len(made)} samples",
         f"  against {told['against']}: {decibel:.1f} dB, largest difference {np.abs(made - expected).max():.6g}",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from ruamel.yaml import YAML
 from edgeopt import digest
 from edgeopt.cli import run as edgeopt
 from edgeopt.data import arrays
-from edgeopt.errors import UsageError
+from edgeopt.errors import SetupError, UsageError
 from edgeopt.gate.judge import GateJob, judge
 from edgeopt.gate.policy import Policy
 from edgeopt.gate.repro import ReproJob
@@ -33,6 +34,7 @@ from edgeopt.pipeline.verdict import GateResult
 from edgeopt.report.github import MOST, annotation_lines
 from edgeopt.report.junit import as_junit
 from edgeopt.report.sarif import as_sarif
+from edgeopt.report.tracking import log_to_mlflow
 from edgeopt.runtimes.onnxruntime import Session
 from tests import tiny
 from tests.conftest import ROOT
@@ -147,7 +149,7 @@ def test_a_moved_run_is_judged_with_its_recipe(folder, tmp_path):
     assert edgeopt(asked) == 0
 
 
-def test_the_files_carry_a_temperature_of_the_calibration_samples(folder):
+def test_the_files_carry_a_temperature_of_the_calibration_samples(folder, capsys):
     result = judged(folder, skip=["robustness", "parity-quantization", "preprocessing"])
     for name in ("onnx", "tflite"):
         written = confidence.read(read_run(folder / "out").runnable(name))
@@ -158,6 +160,9 @@ def test_the_files_carry_a_temperature_of_the_calibration_samples(folder):
         assert record.ece_scaled < record.target.ece
     report = json.loads((folder / "out" / "report.json").read_text())
     assert report["targets"]["onnx"]["confidence"]["temperature"] == written.temperature
+    capsys.readouterr()
+    assert edgeopt(["inspect", str(folder / "out" / "tflite" / "model.tflite"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["confidence"] == written.model_dump()
 
 
 def larger_channel(table, node):
@@ -446,6 +451,26 @@ def test_reports_say_the_verdict_first(bad_result):
     assert card["metrics"]["onnx"]["drop"]["low"] <= card["metrics"]["onnx"]["drop"]["high"]
 
 
+def test_mlflow_has_the_run_its_figures_and_its_files(bad_result, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    result, out = bad_result
+    made = log_to_mlflow(result, out, str(tmp_path / "store"))
+    client = MlflowClient(tracking_uri=(tmp_path / "store").as_uri())
+    run = client.get_run(made)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["headline"] == result.headline
+    assert run.data.params["scheme"] == "int8"
+    metric = result.evidence["onnx"].metric
+    assert run.data.metrics["onnx/top_1"] == metric.target.value
+    assert run.data.metrics["onnx/top_1_drop_low"] == metric.drop.low
+    assert {"report.html", "gate.json", "model_card.md", "onnx"} <= {one.path for one in client.list_artifacts(made)}
+    assert client.list_artifacts(made, "onnx")[0].file_size == (out / "onnx" / "model.onnx").stat().st_size
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(SetupError, match="MLflow cannot log"):
+        log_to_mlflow(result, out, str(tmp_path / "file"))
+
+
 @pytest.mark.needs("chromium")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_in_a_browser(bad_result, tmp_path, width):
@@ -478,34 +503,71 @@ def test_the_page_in_a_browser(bad_result, tmp_path, width):
     assert not {url for url in fetched if not BROWSERS_OWN.match(url)}
 
 
-def test_the_action_calls_what_is_there():
+def snippet(platform: str) -> Any:
+    """The YAML under a heading of docs/ci.md."""
+    text = (ROOT / "docs" / "ci.md").read_text().partition(f"## {platform}\n")[2]
+    return YAML(typ="safe").load(text.partition("```yaml\n")[2].partition("```")[0])
+
+
+def run_script(script: str, tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """As a CI system runs it, with the command that is installed here."""
+    (tmp_path / "run.sh").write_text(script)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **variables}
+    command = ["bash", "-eo", "pipefail", tmp_path / "run.sh"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def baseline(folder) -> Path:
+    """Of the good run; beside it."""
+    text = judge(
+        GateJob(folder / "out", Policy(skip=("robustness", "parity-quantization")), write_baseline=True)
+    ).baseline
+    (folder / "baseline.json").write_text(text)
+    return folder / "baseline.json"
+
+
+def test_action_and_snippets_are_valid(tmp_path):
+    """Against the schemas that SchemaStore keeps for GitHub and GitLab, which check-jsonschema brings."""
+    YAML().dump({"on": "push", "jobs": {"gate": {"runs-on": "ubuntu-latest", **snippet("GitHub")}}}, tmp_path / "w.yml")
+    YAML().dump(snippet("GitLab"), tmp_path / "gitlab.yml")
+    files = {"github-actions": ROOT / "action.yml", "github-workflows": tmp_path / "w.yml",
+             "gitlab-ci": tmp_path / "gitlab.yml"}  # fmt: skip
+    for schema, file in files.items():
+        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+    (used,) = (step for step in snippet("GitHub")["steps"] if step["uses" if "uses" in step else "run"] == "./")
+    assert set(used["with"]) <= set(YAML(typ="safe").load(ROOT / "action.yml")["inputs"])
+
+
+def test_the_action_runs_with_the_installed_command(folder, baseline, tmp_path):
+    """Its script, as GitHub runs it: converts (here: finds it done), judges, annotates, fills the summary."""
     action = YAML(typ="safe").load(ROOT / "action.yml")
-    script = action["runs"]["steps"][0]["run"]
-    from edgeopt.cli.gate import command
-
-    options = {option for parameter in command.params for option in parameter.opts}
-    used = {word.strip("\\") for word in script.split() if word.lstrip("${POLICYBASEN:+").startswith("--")}
-    assert {"--junit", "--sarif", "--github"} <= options
-    assert {"--junit", "--sarif", "--github"} <= used
-    assert set(action["inputs"]) == {"recipe", "run", "policy", "baseline"}
-
-
-def test_the_action_runs_with_the_installed_command(folder, tmp_path):
-    """Its script, as GitHub runs it."""
-    import os
-
-    action = YAML(typ="safe").load(ROOT / "action.yml")
-    (tmp_path / "run.sh").write_text(action["runs"]["steps"][0]["run"])
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        **{"RECIPE": "", "RUN": str(folder / "out"), "POLICY": "", "BASELINE": ""},
-        "GITHUB_OUTPUT": str(tmp_path / "output"),
-        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
-    }
-    done = subprocess.run(
-        ["bash", tmp_path / "run.sh"], env=environment, capture_output=True, text=True, timeout=300, check=False
+    out = folder / "out"
+    done = run_script(
+        action["runs"]["steps"][0]["run"],
+        tmp_path,
+        **{"RECIPE": str(folder), "RUN": str(out), "POLICY": "", "BASELINE": str(baseline)},
+        GITHUB_OUTPUT=str(tmp_path / "output"),
+        GITHUB_STEP_SUMMARY=str(tmp_path / "summary"),
     )
     assert done.returncode == 0, done.stderr
     assert "the gate" in (tmp_path / "summary").read_text()
-    assert "report=" in (tmp_path / "output").read_text()
+    outputs = dict(line.split("=", 1) for line in (tmp_path / "output").read_text().splitlines())
+    assert outputs == {"report": str(out / "report.html"), "sarif": str(out / "gate.sarif")}
+    assert all(Path(path).is_file() for path in outputs.values())
+
+
+def test_the_gitlab_job_runs_with_the_installed_command(folder, baseline, tmp_path):
+    """All but its installation; what it promises to keep is there."""
+    (job,) = snippet("GitLab").values()
+    assert job["script"][0].startswith("pip install")
+    script = "\n".join(job["script"][1:])
+    for named, here in {"recipes/quickstart/baseline.json": baseline, "recipes/quickstart": folder}.items():
+        script = script.replace(named, str(here))
+    done = run_script(script.replace("out/gate", str(folder / "out")), tmp_path)
+    assert done.returncode == 0, done.stderr
+    kept = [*job["artifacts"]["paths"], job["artifacts"]["reports"]["junit"]]
+    assert all((folder / "out" / Path(path).name).is_file() for path in kept)
+    ElementTree.parse(folder / "out" / "gate.xml")

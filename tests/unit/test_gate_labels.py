@@ -9,8 +9,8 @@ import pytest
 
 from edgeopt.gate import statistics
 from edgeopt.gate.checks.calibration_data import _apart
-from edgeopt.gate.checks.confidence import _ece, _gaps
 from edgeopt.gate.checks.preprocessing import DOUBTFUL, WRONG, _doubtful, _renamed
+from edgeopt.pipeline.confidence import softmax
 
 CLASSES, COUNT = 5, 200
 NAMED = SimpleNamespace(class_name=lambda index: "abcde"[index])
@@ -72,6 +72,14 @@ def test_two_draws_of_one_set_are_not_apart_and_shifted_ones_are():
     assert _apart(np.ones((10, 3)), 5) == 0
 
 
-def test_sums_of_gaps_are_the_expected_calibration_error(answered):
-    chances = statistics.softmax(answered[0])
-    assert _ece(_gaps(chances, answered[1])) == pytest.approx(statistics.reliability(chances, answered[1]).ece)
+def test_the_expected_calibration_error_is_that_of_its_bins(answered):
+    chances = softmax(answered[0])
+    found = statistics.expected_calibration_error(*statistics.confidences(chances, answered[1]))
+    by_hand = 0.0
+    confidence, right = chances.max(1), chances.argmax(1) == answered[1]
+    for low in np.arange(statistics.BINS) / statistics.BINS:
+        inside = (confidence >= low) & (confidence < low + 1 / statistics.BINS)
+        if inside.any():
+            by_hand += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    assert found == pytest.approx(by_hand)
+    assert statistics.reliability(chances, answered[1]).ece == pytest.approx(found)

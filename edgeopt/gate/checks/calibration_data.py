@@ -17,6 +17,7 @@ from edgeopt.gate.check import Figures, Said
 from edgeopt.gate.differing_layer import exposed
 from edgeopt.gate.evidence import Evidence
 from edgeopt.graph.placement import WEIGHTED
+from edgeopt.pipeline.calibration_doctor import FAR, STRETCHES, distance
 from edgeopt.pipeline.verdict import Picture, Verdict
 from edgeopt.runtimes.onnxruntime import Session
 
@@ -25,11 +26,6 @@ REASON = "scales are chosen on these samples; what they lack, the integer model 
 Array = npt.NDArray[Any]
 
 LOOKED_AT = 300
-FAR = 0.35
-"""Share by which the histograms of two sets' values differ (total variation): halves of one set differ by 0.02–0.1."""
-STRETCHES = 3.0
-"""A sample whose largest value is three times the next sample's costs the others a bit and a half."""
-BINS = 64
 SHOWN = 6
 SHIFTED = 0.25
 """Standard deviations by which the means of a tensor's channels lie apart (rms over the channels, beyond chance):
@@ -62,11 +58,11 @@ def run(evidence: Evidence, target: None) -> Said | None:
         both = len({digest.of_array(a) for a in arrays} & {digest.of_array(a) for a in others})
         if both:
             unsure.append(f"{both} evaluation samples are calibration samples too: figures on them look too good")
-        distance, how = _distance(arrays, others)
-        figures["distance"] = round(distance, 4)
-        details.append(f"distance to the evaluation set {distance:.3f} (total variation of values; {how})")
-        if distance > FAR:
-            wrong.append(f"calibration and evaluation values are far apart: {distance:.2f} of 1 ({how})")
+        apart, how = distance(arrays, others)
+        figures["distance"] = round(apart, 4)
+        details.append(f"distance to the evaluation set {apart:.3f} (total variation of values; {how})")
+        if apart > FAR:
+            wrong.append(f"calibration and evaluation values are far apart: {apart:.2f} of 1 ({how})")
         shift, where = _shift(evidence, responses)
         figures["shift"] = round(shift, 3)
         details.append(f"activations of the two sets lie {shift:.2f} standard deviations apart at most (node {where})")
@@ -96,26 +92,6 @@ def run(evidence: Evidence, target: None) -> Said | None:
     if stretching:
         text += f"; {len(stretching)} stretch ranges"
     return Said("pass", text, details=tuple(details), figures=figures, evidence={"pictures": pictures})
-
-
-def _distance(a: list[Array], b: list[Array]) -> tuple[float, str]:
-    """Total variation of value histograms, the worst channel; and the means and spreads that differ."""
-    worst, how = 0.0, "one distribution"
-    channels = a[0].shape[1] if a[0].ndim == 4 else 1
-    for channel in range(min(channels, 4)):
-        x, y = (
-            np.concatenate([(s[:, channel] if s.ndim == 4 else s).ravel()[:4096].astype(np.float64) for s in samples])
-            for samples in (a, b)
-        )
-        low, high = min(x.min(), y.min()), max(x.max(), y.max())
-        if high <= low:
-            continue
-        p, q = (np.histogram(v, BINS, (low, high))[0] / v.size for v in (x, y))
-        found = float(np.abs(p - q).sum() / 2)
-        if found > worst:
-            worst = found
-            how = f"channel {channel}: mean {x.mean():.3g} and {y.mean():.3g}, spread {x.std():.3g} and {y.std():.3g}"
-    return worst, how
 
 
 class _Responses:
