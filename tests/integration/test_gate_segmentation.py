@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from edgeopt.cli import run as edgeopt
+from edgeopt.gate.judge import GateJob, judge
+from edgeopt.gate.policy import load_policy
+from edgeopt.pipeline.verdict import GateResult
 
 SIZE = 16
 
@@ -91,19 +93,22 @@ def folder(tmp_path_factory, quickstart) -> Path:
     return folder
 
 
-def test_a_segmentation_is_judged_by_its_miou(folder, capsys):
-    capsys.readouterr()
-    assert edgeopt(["gate", str(folder / "out"), "--policy", str(folder / "policy.yaml"), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+def judged(folder: Path) -> GateResult:
+    return judge(GateJob(folder / "out", load_policy(folder / "policy.yaml"))).result
+
+
+def test_a_segmentation_is_judged_by_its_miou(folder):
+    result = judged(folder)
+    assert result.exit_code == 0, result.headline
     for name in ("onnx", "tflite"):
-        metric = result["evidence"][name]["metric"]
-        assert metric["name"] == "mIoU"
-        assert metric["samples"] == 60
-        assert metric["float"]["value"] > 0.85
-        assert metric["drop"]["low"] <= metric["drop"]["value"] <= metric["drop"]["high"] < 0.02
+        metric = result.evidence[name].metric
+        assert metric.name == "mIoU"
+        assert metric.samples == 60
+        assert metric.float_.value > 0.85
+        assert metric.drop.low <= metric.drop.value <= metric.drop.high < 0.02
 
 
-def test_a_file_that_takes_ink_for_paper_fails(folder, tmp_path, capsys):
+def test_a_file_that_takes_ink_for_paper_fails(folder, tmp_path):
     """Its last layer's channels exchanged, in one of the two files."""
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -112,10 +117,8 @@ def test_a_file_that_takes_ink_for_paper_fails(folder, tmp_path, capsys):
     for stored in (value.producer().inputs[0] for value in last.inputs[1:]):
         stored.const_value = ir.tensor(np.flip(stored.const_value.numpy(), 0).copy(), name=stored.name)
     ir.save(model, copy / "out" / "onnx" / "model.onnx")
-    capsys.readouterr()
-    assert edgeopt(["gate", str(copy / "out"), "--policy", str(copy / "policy.yaml"), "--json"]) == 1
-    result = json.loads(capsys.readouterr().out)
-    failed = {(check["id"], check["target"]) for check in result["checks"] if check["verdict"] == "fail"}
+    result = judged(copy)
+    failed = {(check.id, check.target) for check in result.checks if check.verdict == "fail"}
     assert ("task-metric", "onnx") in failed
     assert ("task-metric", "tflite") not in failed
-    assert result["evidence"]["onnx"]["metric"]["target"]["value"] < 0.2
+    assert result.evidence["onnx"].metric.target.value < 0.2
