@@ -145,7 +145,7 @@ def test_what_is_unstable_is_no_result(capsys):
     assert failure.startswith("m on host: 1 ms (unstable")
     assert failures_of([shaky, result()], 5.0) == ()
     ratio = ratio_in_words(Ratio(model="b", to="a", ratio=2, low=1.9, high=2.1, stable=False))
-    assert ratio.endswith("of UNSTABLE times")
+    assert ratio.endswith("of UNSTABLE times)")
 
 
 def test_the_forerunner_of_litert_is_called_by_its_name():
