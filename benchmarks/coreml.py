@@ -128,6 +128,7 @@ def markdown(records: list[dict[str, Any]], command: str) -> str:
         )
     slower = [record["net"] for record in records if record["ours"]["cpu_s"] > record["coremltools"]["cpu_s"]]
     larger = [record["net"] for record in records if record["ours"]["bytes"] > record["coremltools"]["bytes"]]
+    absent = [name for name in nets.NAMES if name not in {record["net"] for record in records}]
     return "\n\n".join(
         [
             tables.conditions(command, ["coremltools", "torch", "onnx", "numpy"]),
@@ -146,7 +147,8 @@ def markdown(records: list[dict[str, Any]], command: str) -> str:
             f"- {'Met' if not slower else '**Not met**'}: no slower than coremltools' own route, in processor time"
             f"{'' if not slower else ': slower on ' + ', '.join(slower)}.\n"
             f"- {'Met' if not larger else '**Not met**'}: no larger"
-            f"{'' if not larger else ': larger on ' + ', '.join(larger)}.",
+            f"{'' if not larger else ': larger on ' + ', '.join(larger)}."
+            f"{'' if not absent else chr(10) + '- Not measured yet: ' + ', '.join(absent) + '.'}",
         ]
     )
 

@@ -200,11 +200,16 @@ def markdown(rows: list[dict[str, Any]], titles: dict[str, str]) -> str:
     exact = [row for row in rows if row["scheme"] == "int8 in fp32"]
     kept = [row for row in exact if right(row)]
     wrong = [f"{titles[row['model']]} {row['scheme']}" for row in rows if not right(row)]
+    run = {(row["model"], row["scheme"]) for row in rows}
+    left = {scheme: [titles[one] for one in titles if (one, scheme) not in run] for scheme in SCHEMES}
+    left["int8"] = [title for title in left["int8"] if title != "quickstart"]
+    absent = [f"{scheme}: {', '.join(names)}" for scheme, names in left.items() if names]
     notes = [
         f"- {met(len(kept) == len(exact))}: {len(kept)} of {len(exact)} models carry the integers exactly in the "
         f"fp32 form (asked: at least {100 * LEAST_EQUAL} % of the segments' values equal, none over one step off).",
         f"- {met(not wrong)}: {len(rows) - len(wrong)} of {len(rows)} commands end with exit code 0 and status ok"
         f"{'' if not wrong else ', not: ' + ', '.join(wrong)}.",
+        *([f"- Not run yet: {'; '.join(absent)}."] if absent else []),
         *(f"- L2 is labelled “{label}”." for label in labels),
     ]
     return "\n\n".join(

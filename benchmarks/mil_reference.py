@@ -149,11 +149,14 @@ def markdown(records: list[dict[str, Any]]) -> str:
     above = [one["net"] for one in records if one["fp32"] > LARGEST]
     wrong = [one["net"] for one in records if not right(one)]
     notes = [
-        f"- {'Met' if not above else '**Not met**'}: fp32 against PyTorch's float32, at most {LARGEST:g}"
+        f"- {'Met' if not above else '**Not met**'}: fp32 against PyTorch's float32, at most {LARGEST:g}, on "
+        f"{len(records) - len(above)} of {len(records)} nets"
         f"{'' if not above else ': not on ' + ', '.join(above)}.",
         f"- {'Met' if not wrong else '**Not met**'}: the same, or with float64 sums against PyTorch in float64, and "
         f"compressed forms against coremltools' own expansion{'' if not wrong else ': not on ' + ', '.join(wrong)}.",
     ]
+    if absent := [name for name in nets.NAMES if name not in {one["net"] for one in records}]:
+        notes.append(f"- Not measured yet: {', '.join(absent)}.")
     return "\n\n".join(
         [
             tables.conditions("python -m benchmarks.mil_reference", ("coremltools", "torch", "numpy", "timm")),

@@ -38,8 +38,11 @@ class Loaded:
             self.module = _build(request, torch)
             self.inputs, self.by_name = _module_inputs(self.module, request)
             self.dtypes = dict.fromkeys(self.inputs, torch.float32)
-        feed = {name: torch.zeros(sizes, dtype=self.dtypes[name]) for name, sizes in self.inputs.items()}
-        self.outputs, self.arrays = self._first_run(feed)
+        if self.program is not None and not self.program.range_constraints:
+            self.outputs = self._named(_declared_results(self.program))
+        else:
+            feed = {name: torch.zeros(sizes, dtype=self.dtypes[name]) for name, sizes in self.inputs.items()}
+            self.outputs = self._named(self._first_run(feed))
 
     def call(self, feed: dict[str, Any]) -> Any:
         import torch
@@ -58,19 +61,22 @@ class Loaded:
         leaves = pytree.tree_leaves(self.call(feed))
         return dict(zip(self.outputs, (leaf.detach().cpu().numpy() for leaf in leaves), strict=True))
 
-    def _first_run(self, feed: dict[str, Any]) -> tuple[list[str], list[Any]]:
-        import torch
-        from torch.utils import _pytree as pytree
-
+    def _first_run(self, feed: dict[str, Any]) -> Any:
         try:
-            result = self.call(feed)
+            return self.call(feed)
         except Exception as error:  # the user's forward raises what it likes
             raise ModelError(
                 f"the model fails on inputs of these shapes: {first_line(error)}",
                 where=raised_at(error) or self.where,
                 hint=f"It was called with zeros, {described(self.inputs)}. Are these the shapes it was made for?",
             ) from error
-        names, arrays = [], []
+
+    def _named(self, result: Any) -> list[str]:
+        """How the outputs are called: after their places in what the model returns."""
+        import torch
+        from torch.utils import _pytree as pytree
+
+        names = []
         for path, leaf in pytree.tree_flatten_with_path(result)[0]:
             if not isinstance(leaf, torch.Tensor):
                 raise ModelError(
@@ -81,10 +87,18 @@ class Loaded:
             if leaf.dtype.is_complex:
                 raise ModelError("an output of the model is complex", where=self.where, hint="Return its real parts.")
             names.append("_".join(["output", *map(_key, path)]) if not _named(path) else "_".join(map(_key, path)))
-            arrays.append(leaf)
         if not names:
             raise ModelError("the model returns nothing", where=self.where, hint="Return at least one tensor.")
-        return _apart(names, set(self.inputs)), arrays
+        return _apart(names, set(self.inputs))
+
+
+def _declared_results(program: Any) -> Any:
+    """What an exported program of fixed sizes returns, as it declares it: tensors without data, nothing is run."""
+    from torch.utils import _pytree as pytree
+
+    made = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    leaves = [made.get(name, name) if isinstance(name, str) else name for name in program.graph_signature.user_outputs]
+    return pytree.tree_unflatten(leaves, program.call_spec.out_spec)
 
 
 def _listed(names: list[str]) -> str:

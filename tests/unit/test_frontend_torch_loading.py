@@ -186,6 +186,22 @@ def out(): return Out().eval()
     assert Loaded(request(tmp_path, extra, "out")).outputs == names
 
 
+def test_an_exported_program_names_its_outputs_as_a_run_would(tmp_path: Path) -> None:
+    extra = """
+class Out(Net):
+    def forward(self, x):
+        y = self.conv(x)
+        return y, {'a': y + 1, 'x': x}
+def out(): return Out().eval()
+"""
+    loaded = Loaded(request(tmp_path, extra, "out"))
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(loaded.module, (torch.zeros(1, 3, 8, 8),)), path)
+    exported = Loaded({"exported": str(path), "inputs": {}})
+    assert exported.outputs == loaded.outputs == ["output_0", "output_1_a", "output_1_x"]
+    assert set(exported.run({"x": torch.ones(1, 3, 8, 8)})) == set(loaded.outputs)
+
+
 def test_outputs_that_are_no_tensors(tmp_path: Path) -> None:
     extra = "\nclass Out(Net):\n    def forward(self, x): return x, 'text'\ndef out(): return Out().eval()\n"
     assert "returns a str" in refusal(request(tmp_path, extra, "out"))
