@@ -54,6 +54,7 @@ class Resized:
         self._loaded, self._onnx = loaded, _onnx(loaded)
         self.model, self.shapes = _canonical(self._onnx), shapes_of(loaded)
         self._whole = operations(self.model)
+        self._outputs = [shape(value) for value in self.model.graph.outputs]
         self._source = _sources(self._onnx, loaded.module.state_dict())
 
     def now(self) -> ir.Model | None:
@@ -86,7 +87,7 @@ class Resized:
         for node in model.graph:
             if node.op_type == "Reshape" and _elements(node.inputs[0]) != _elements(node.outputs[0]):
                 return False
-        if [tuple(shape(value)) for value in model.graph.outputs] != [tuple(one.shape) for one in self._loaded.arrays]:
+        if [shape(value) for value in model.graph.outputs] != self._outputs:
             return False
         before = {one.name: one.outputs for one in self._whole}
         return not any(one.operator in _WRITTEN_IN and one.outputs != before.get(one.name) for one in listed)
