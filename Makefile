@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Container images like to set this; every process then compiles all of edgeopt anew, and the tests start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test venv lint types floors tests bench bench-latency peers clean
 .DELETE_ON_ERROR:

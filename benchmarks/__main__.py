@@ -13,7 +13,17 @@ import time
 
 from benchmarks import place
 
-BENCHMARKS = ("fidelity", "file_latency", "cost", "nets_tflite", "latency", "coreml", "tensorrt")
+BENCHMARKS = (
+    "fidelity",
+    "file_latency",
+    "cost",
+    "nets_tflite",
+    "latency",
+    "coreml",
+    "coreml_command",
+    "mil_reference",
+    "tensorrt",
+)
 
 
 def run(command: list[str], limit_s: float) -> int | None:

@@ -7,21 +7,18 @@ same evaluation images; what zero point 0 costs against edgeopt's own asymmetric
 """
 
 import argparse
-import importlib.util
 import json
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from benchmarks import convert, data, detection, peers, place, scoring, tables
+from benchmarks import convert, data, detection, nets, peers, place, scoring, tables
 
 MODELS = ("resnet20", "mobilenet_v1", "fastestdet")
 MARGIN_DB = 2.0
-NETS = ("mobilenet_v2", "mobilenet_v3_small", "resnet18", "efficientnet_b0", "deit_tiny", "yolo", "unet")
 NET_IMAGES = 8  # enough for ranges; what is checked is the file
 RELEASES = ("8.5", "8.6", "10.3", "10.15", "11.0")
 SYMMETRIC = {"ActivationSymmetric": True, "WeightSymmetric": True}
@@ -121,30 +118,14 @@ def verdict(rows: list[Score]) -> str:
 # --- rules
 
 
-def load_nets() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("nets", place.seeded_nets())
-    assert spec is not None and spec.loader is not None
-    nets = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(nets)
-    return nets
-
-
-def convert_net(nets: ModuleType, name: str) -> convert.Conversion:
+def convert_net(name: str) -> convert.Conversion:
     """One seeded net, through ONNX: what is checked is what is written, not how good random weights are."""
-    import torch
-
-    folder = place.work() / "tensorrt"
-    folder.mkdir(parents=True, exist_ok=True)
-    source = folder / f"{name}.onnx"
-    model, size = nets.build(name)
-    if not source.exists():
-        torch.onnx.export(
-            model, (torch.zeros(1, 3, size, size),), source, dynamo=True, input_names=["image"], verbose=False
-        )
-    images = nets.smooth_images(NET_IMAGES, size, seed=7).numpy()
-    calibration = convert.calibration_file(f"{name}-tensorrt", "image", images)
+    seeded = nets.load()
+    images = seeded.smooth_images(NET_IMAGES, seeded.SIZES.get(name, 224), seed=7).numpy()
+    calibration = convert.calibration_file(f"{name}-tensorrt", nets.INPUT, images)
     options = ("--target", "tensorrt", "--effort", "fast", "--calibration", str(calibration))
-    return convert.convert(source, place.work() / "edgeopt" / f"{name}-tensorrt", *options, fresh=False)
+    out = place.work() / "edgeopt" / f"{name}-tensorrt"
+    return convert.convert(nets.onnx_file(seeded, name), out, *options, fresh=False)
 
 
 def rules(name: str, run: convert.Conversion) -> Score:
@@ -198,7 +179,7 @@ def markdown(record: dict[str, Any], titles: dict[str, str]) -> str:
                 "–" if row["parity"] is None else f"{row['parity']:.2%}",
                 *(row[release] for release in RELEASES),
             ]
-            for name in (*MODELS, *NETS)
+            for name in (*MODELS, *nets.NAMES)
             if (row := record["rules"].get(name)) is not None
         ]
         parts.append("#### Rules of acceptance that hold, opset, and what is broken")
@@ -216,7 +197,7 @@ def before() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", choices=(*MODELS, "none"), help="by default all")
-    parser.add_argument("--net", action="append", choices=(*NETS, "none"), help="by default all")
+    parser.add_argument("--net", action="append", choices=(*nets.NAMES, "none"), help="by default all")
     parser.add_argument("--write", action="store_true", help="write the result to README.md")
     arguments = parser.parse_args()
     models = data.trained_models()
@@ -234,12 +215,9 @@ def main() -> None:
         rows, run = measure(models[name])
         publish("models", name, rows)
         publish("rules", name, rules(titles[name], run))
-    names = [one for one in arguments.net or NETS if one != "none"]
-    nets = load_nets() if names else None
-    for name in names:
+    for name in [one for one in arguments.net or nets.NAMES if one != "none"]:
         print(f"tensorrt: {name}", file=sys.stderr, flush=True)
-        assert nets is not None
-        publish("rules", name, rules(name, convert_net(nets, name)))
+        publish("rules", name, rules(name, convert_net(name)))
     record = before()
     tables.publish("tensorrt", markdown(record, titles), record, write=arguments.write)
 

@@ -87,6 +87,27 @@ class Engine(Frozen):
     median_ms: float
 
 
+CONFIDENCE = "edgeopt.confidence"
+"""Key of ``Confidence`` in the metadata of every format; JSON."""
+
+
+class Confidence(Frozen):
+    """What the confidence of an artifact means: ``softmax(logits / temperature)`` is the chance that it is right.
+
+    Fitted on ``samples`` labelled calibration samples (Guo et al., 2017, arXiv:1706.04599). ``temperature`` is None
+    where no answer was wrong: there is nothing to fit it to. Above ``threshold`` (of that confidence) stands the share
+    ``coverage`` of the samples, and ``error`` of their answers are wrong, at most ``max_error``; None: no threshold
+    does that.
+    """
+
+    temperature: float | None
+    threshold: float | None
+    coverage: float | None
+    error: float | None
+    max_error: float
+    samples: int
+
+
 class Artifact(Frozen):
     """One built file (or folder) of one target."""
 
@@ -103,6 +124,7 @@ class Artifact(Frozen):
     names: dict[str, str] = {}
     """Source input or output name → name in the artifact, where they differ."""
     preprocess: Preprocess | None = None
+    confidence: Confidence | None = None
     realised: Realised | None = None
     float_dtype: Literal["float32", "float16"] = "float32"
     """What the file's float parts compute in, where the scheme leaves that to the target."""

@@ -1,207 +1,171 @@
 """Inject faults, judge them and clean conversions by the gate, and report: `python -m benchmarks.faults`.
 
---models quickstart,vww   which (default: those of the development, with --held-out also the others)
---kinds a,b               which kinds
---seeds 2 --clean 30      of every kind and model; clean conversions of each model
+Every case is one line of `outcomes*.jsonl` in the work folder as soon as it is judged. Started again, what is there is
+not made again; the cases come in an order of which every beginning is balanced, so it may be stopped at any time.
+
+--rounds 6 --clean 120    every kind so often, each time on another model; clean conversions of all models together
+--models a,b  --kinds c,d only these
+--shard 0/2               every second case: for two processes side by side
+--minutes 50              begin no case after so long
+--table                   only print what is there
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import shutil
+import subprocess
 import sys
 import time
-from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import place
 from benchmarks.faults import cases, split
-from benchmarks.faults.count import Harm, counts, harm
+from benchmarks.faults.count import harm
+from benchmarks.faults.results import Outcome, read, table
 from benchmarks.faults.runs import Base, prepare
 from edgeopt.gate.judge import GateJob, judge
 from edgeopt.gate.policy import Policy, RobustnessPolicy
+from edgeopt.gate.registry import CHECKS
 
-POLICY = Policy(robustness=RobustnessPolicy(samples=0))
-"""The gate's own defaults; only the perturbed images, fifteen times the work, are left out."""
+SAMPLES = {"resnet20": 100, "mobilenet_v1": 50, "ultraface": 24, "fastestdet": 24}
+"""Of the gate's images, those that it looks at: the larger models are judged hundreds of times."""
+
+
+def policy(model: str) -> Policy:
+    """The gate's own defaults; only the perturbed images, fifteen times the work, are left out."""
+    return Policy(samples=SAMPLES.get(model), robustness=RobustnessPolicy(samples=0))
+
+
 LIMIT_S = 900
 
 
-@dataclass(frozen=True)
-class Outcome:
-    model: str
-    kind: str
-    seed: int
-    target: str
-    sqnr_db: float
-    agreement: float
-    counts: bool
-    verdict: str
-    named: bool
-    headline: str
-    failed: tuple[str, ...]
-    figures: dict
-    """Of the quantization check: its own SQNR, the yardstick's, the tolerance."""
-
-
-def _judge(out: Path, answer) -> None:
+def _case(base: Base, plan: cases.Plan, out: Path, answer) -> None:
+    began = time.process_time()
     try:
-        result = judge(GateJob(out, POLICY)).result
-        failed = tuple(c.id for c in result.checks if c.verdict == "fail")
-        figures = next((c.figures for c in result.checks if c.id == "parity-quantization"), {})
-        answer.send((result.verdict, result.headline, failed, figures))
+        case = cases.faulty(base, plan, out) if plan.kind else cases.clean(base, plan, out)
     except Exception as error:
-        answer.send(("error", f"{type(error).__name__}: {error}", (), {}))
+        answer.send({"verdict": "not built", "headline": f"{type(error).__name__}: {error}"[:300]})
+        return
+    if case is None:
+        answer.send({"verdict": "no place"})
+        return
+    artifact = next((out / plan.target).glob("model.*"))
+    images = base.unseen if case.given is None else case.given
+    found = harm(base.right, artifact, images, classifier=base.classifier)
+    known = {"layer": case.layer, "sqnr_db": found.sqnr_db, "agreement": found.agreement}
+    answer.send({**known, "verdict": "crash", "headline": "the process died"})  # unless the next replaces it
+    try:
+        made = _judged(out, plan)
+    except Exception as error:
+        made = {"verdict": "error", "headline": f"{type(error).__name__}: {error}"}
+    answer.send({**known, **made, "cpu_s": round(time.process_time() - began, 1)})
+    for kept in (out / ".edgeopt").glob("yardstick-*.json"):  # named by its model, pass and samples: right for any run
+        if not (base.out / ".edgeopt" / kept.name).exists():
+            shutil.copy(kept, base.out / ".edgeopt" / kept.name)
 
 
-def judged(out: Path) -> tuple[str, str, tuple[str, ...], dict]:
+def _judged(out: Path, plan: cases.Plan) -> dict:
+    """The gate's verdict. Where causes that it looks for first are likely, only they are looked for at first: if one is
+    found, verdict and first line are settled, and the later checks, most of the work, are not run."""
+    asked, every = policy(plan.model), [check.id for check in CHECKS]
+    later = every[every.index("calibration-data") :]
+    two_steps = plan.kind in {**cases.FILE, **cases.IMPORT, **cases.EVALUATION}
+    said = []
+    for skipped in (later, [name for name in every if name not in later]) if two_steps else ([],):
+        said.append(judge(GateJob(out, asked.model_copy(update={"skip": tuple(skipped)}))).result)
+        if said[-1].verdict == "fail":
+            break
+    last = said[-1]
+    return {
+        "verdict": next(word for word in ("fail", "inconclusive", "pass") if word in [one.verdict for one in said]),
+        "headline": last.headline.split("; not checked: ")[0],
+        "failed": tuple(c.id for c in last.checks if c.verdict == "fail"),
+        "figures": next((c.figures for c in last.checks if c.id == "parity-quantization"), {}),
+    }
+
+
+def run_case(base: Base, plan: cases.Plan, work: Path) -> dict:
     """In a process of its own, as the command does: a broken file may crash its runtime."""
+    out = work / str(plan).replace(" ", "-")
     here, there = multiprocessing.Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(target=_judge, args=(out, there))
+    child = multiprocessing.get_context("fork").Process(target=_case, args=(base, plan, out, there))
     child.start()
     there.close()
+    said = {"verdict": "crash", "headline": "the process died while the case was made"}
     try:
-        return here.recv() if here.poll(LIMIT_S) else ("error", "time limit", (), {})
+        while here.poll(LIMIT_S):
+            said = here.recv()
+        said = {**said, "verdict": "error", "headline": "time limit"}
     except EOFError:
-        return "error", "the process died", (), {}
+        pass
     finally:
+        child.join(5)
         if child.is_alive():
-            child.join(5)
             child.kill()
+    shutil.rmtree(out, ignore_errors=True)
+    out.with_suffix(".npz").unlink(missing_ok=True)
+    return said
 
 
-def outcome(base: Base, case: cases.Case, clean: list[Harm]) -> Outcome:
-    artifact = next((case.out / case.target).glob("model.*"))
-    found = harm(base.source, artifact, base.unseen, case.given)
-    verdict, headline, failed, figures = judged(case.out)
-    shutil.rmtree(case.out)
-    return Outcome(
-        model=base.name,
-        kind=case.kind,
-        seed=case.seed,
-        target=case.target,
-        sqnr_db=found.sqnr_db,
-        agreement=found.agreement,
-        counts=case.always_counts or (bool(clean) and counts(found, clean)),
-        verdict=verdict,
-        named=cases.named(case, headline),
-        headline=headline,
-        failed=failed,
-        figures=figures,
-    )
-
-
-def run_model(name: str, kinds: list[str], seeds: int, clean: int, log) -> list[Outcome]:
-    base = prepare(name)
-    work = place.work() / "faults" / name / "cases"
-    work.mkdir(parents=True, exist_ok=True)
-    judged(base.out)  # its yardstick is then known to all copies
-    made: list[Outcome] = []
-
-    def note(one: Outcome) -> None:
-        made.append(one)
-        log.write(json.dumps(asdict(one)) + "\n")
-        log.flush()
-        harmed = f"{one.sqnr_db:.1f} dB, {one.agreement:.1f} % agree, {'counts' if one.counts else 'does not count'}"
-        what = f"{name} {one.target} {one.kind or 'clean'} {one.seed}"
-        print(f"{what}: {harmed}, {one.verdict}: {one.headline[:160]}", file=sys.stderr, flush=True)
-
-    for case in cases.clean(base, clean, work):
-        note(outcome(base, case, []))
-    for seed in range(seeds):
-        for kind in kinds:
-            try:
-                case = cases.faulty(base, kind, seed, work)
-            except Exception as error:
-                print(f"{name} {kind} {seed}: cannot be built: {type(error).__name__}: {error}", file=sys.stderr)
-                continue
-            if case is None:
-                continue
-            like = [Harm(o.sqnr_db, o.agreement) for o in made if not o.kind and o.target == case.target]
-            note(outcome(base, case, like))
-    return made
-
-
-def table(found: list[Outcome]) -> str:
-    """The confusion by kind, and the summary."""
-    by_kind: dict[str, list[Outcome]] = defaultdict(list)
-    for one in found:
-        by_kind[one.kind].append(one)
-    lines = [
-        "| kind | held out | faults | count | caught | named | of those that do not count, failed |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for kind in sorted(k for k in by_kind if k):
-        every = by_kind[kind]
-        counting = [o for o in every if o.counts]
-        caught = [o for o in counting if o.verdict in ("fail", "error")]
-        other = [o for o in every if not o.counts]
-        held_out = "yes" if kind in split.HELD_OUT_KINDS else ""
-        failed = f"{sum(o.verdict == 'fail' for o in other)} of {len(other)}"
-        named = sum(o.named for o in caught)
-        lines.append(f"| {kind} | {held_out} | {len(every)} | {len(counting)} | {len(caught)} | {named} | {failed} |")
-    return "\n".join([*lines, "", *_summary(found)])
-
-
-def _summary(found: list[Outcome]) -> list[str]:
-    lines = []
-    groups = {
-        "all": lambda o: True,
-        "development kinds and models": lambda o: (
-            o.kind not in split.HELD_OUT_KINDS and o.model in split.DEVELOPMENT_MODELS
-        ),
-        "held-out kinds": lambda o: o.kind in split.HELD_OUT_KINDS,
-        "held-out models": lambda o: o.model in split.HELD_OUT_MODELS,
-    }
-    for name, wanted in groups.items():
-        counting = [o for o in found if o.kind and o.counts and wanted(o)]
-        caught = [o for o in counting if o.verdict in ("fail", "error")]
-        if counting:
-            named = sum(o.named for o in caught)
-            share, named_share = len(caught) / len(counting), named / max(len(caught), 1)
-            text = f"- {name}: {len(caught)} of {len(counting)} counting faults caught ({share:.1%})"
-            lines.append(f"{text}, cause or layer named in {named} ({named_share:.1%})")
-    clean = [o for o in found if not o.kind]
-    alarms = [o for o in clean if o.verdict in ("fail", "error")]
-    if clean:
-        lines.append(
-            f"- clean conversions: {len(alarms)} false alarms of {len(clean)} ({len(alarms) / len(clean):.1%})"
-        )
-    lines += [f"- false alarm: {o.model} {o.target} {o.seed} ({o.sqnr_db:.1f} dB): {o.headline}" for o in alarms]
-    missed = [o for o in found if o.kind and o.counts and o.verdict not in ("fail", "error")]
-    for o in missed:
-        where = f"{o.kind} {o.seed} on {o.model} {o.target}"
-        lines.append(f"- missed: {where}: {o.sqnr_db:.1f} dB, {o.agreement:.1f} % agree; {o.headline}")
-    return lines
+def commit() -> str:
+    command = ["git", "-C", str(place.REPOSITORY), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(split.DEVELOPMENT_MODELS))
-    parser.add_argument("--held-out", action="store_true", help="the held-out models too")
-    parser.add_argument("--kinds", default="", help="comma-separated; default: all")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--clean", type=int, default=36)
+    parser.add_argument("--models", default=",".join((*split.DEVELOPMENT_MODELS, *split.HELD_OUT_MODELS)))
+    parser.add_argument("--kinds", default=",".join(cases.ALL_KINDS))
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--clean", type=int, default=120)
+    parser.add_argument("--shard", default="0/1")
+    parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    models = [*arguments.models.split(","), *(split.HELD_OUT_MODELS if arguments.held_out else ())]
-    kinds = arguments.kinds.split(",") if arguments.kinds else list(cases.ALL_KINDS)
-    if unknown := set(kinds) - set(cases.ALL_KINDS):
-        parser.error(f"no kind {', '.join(sorted(unknown))}: there are {', '.join(cases.ALL_KINDS)}")
-    began, found = time.perf_counter(), []
+    models, kinds = arguments.models.split(","), arguments.kinds.split(",")
+    for what, given, known in (("kind", kinds, cases.ALL_KINDS), ("model", models, cases.SHARE)):
+        if unknown := set(given) - set(known):
+            parser.error(f"no {what} {', '.join(sorted(unknown))}: there are {', '.join(known)}")
     folder = place.work() / "faults"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with (folder / "outcomes.jsonl").open("w") as log:
-            for name in models:
-                found += run_model(name, kinds, arguments.seeds, arguments.clean, log)
-    except place.CannotRunError as error:
-        print(f"skipped: {error}", file=sys.stderr)
-        sys.exit(place.SKIPPED)
-    text = table(found)
+    if not arguments.table:
+        try:
+            _run(arguments, models, kinds, folder)
+        except place.CannotRunError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            sys.exit(place.SKIPPED)
+    text = table(read(folder))
     (folder / "results.md").write_text(text + "\n")
     print(text)
-    print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
+
+
+def _run(arguments: argparse.Namespace, models: list[str], kinds: list[str], folder: Path) -> None:
+    shard, shards = (int(number) for number in arguments.shard.split("/"))
+    bases = {name: prepare(name) for name in models}
+    work = folder / f"cases-{shard}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    done = {str(one.plan) for one in read(folder)}
+    began, made_by = time.monotonic(), commit()
+    plans = cases.plans(models, kinds, arguments.rounds, arguments.clean)
+    with (folder / f"outcomes-{shard}.jsonl").open("a") as log:
+        for number, plan in enumerate(plans):
+            if number % shards != shard or str(plan) in done:
+                continue
+            if time.monotonic() - began > 60 * arguments.minutes:
+                break
+            said = run_case(bases[plan.model], plan, work)
+            one = Outcome(plan=plan, commit=made_by, **said)
+            log.write(json.dumps(asdict(one)) + "\n")
+            log.flush()
+            shown = f"{one.sqnr_db:.1f} dB" if one.sqnr_db is not None else ""
+            agreed = f", {one.agreement:.1f} % agree" if one.agreement is not None else ""
+            text = f"{number + 1}/{len(plans)} {plan}: {shown}{agreed} {one.verdict}: {one.headline[:200]}"
+            print(f"{text} ({one.cpu_s} s)", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

@@ -1,6 +1,7 @@
 """Every case: a run folder to be judged, and the images as its fault has them."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx_ir as ir
 
-from benchmarks.faults import data_kinds, file_kinds, table_kinds
+from benchmarks.faults import data_kinds, file_kinds, held_out_kinds, table_kinds
 from benchmarks.faults.runs import Base, assemble
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.passes.base import Context
@@ -20,17 +21,26 @@ SETTLED = {"input_lattice": False, "equalize": "depthwise", "rounding": "gptq", 
 
 
 @dataclass(frozen=True)
-class Case:
-    """`kind` "" is clean. `layer`: where the fault is, if in a layer. `given`: unseen images as the fault has them."""
+class Plan:
+    """A case to be made; `kind` "" is a clean conversion."""
 
     model: str
     kind: str
-    seed: int
+    number: int
     target: str
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.target} {self.kind or 'clean'} {self.number}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """`layer`: where the fault is, if in a layer. `given`: unseen images as the fault has them."""
+
+    plan: Plan
     out: Path
     layer: str = ""
     given: np.ndarray | None = None
-    always_counts: bool = False
 
 
 def quantized(model: ir.Model, step: Quantize, images: np.ndarray, name: str, seed: int) -> QuantizedGraph:
@@ -53,81 +63,116 @@ CLEAN_SCHEMES = (
 )
 
 
-def clean(base: Base, many: int, work: Path) -> Iterator[Case]:
-    """Conversions that are right: other seeds, other halves of the calibration images, other schemes."""
+CALIBRATED = {"mobilenet_v1": 48, "ultraface": 32, "fastestdet": 32}
+"""Calibration images of a clean conversion where two thirds of all would take minutes."""
+
+
+def clean(base: Base, plan: Plan, out: Path) -> Case:
+    """A conversion that is right: another seed, other calibration images, another scheme."""
     run = base.read()
     images = data_kinds.read(run.recipe.data.calibration.arrays)[base.input_name]
-    for number in range(many):
-        random = np.random.default_rng([number, 1])
-        step = Quantize(**{**SETTLED, **CLEAN_SCHEMES[number % len(CLEAN_SCHEMES)]})
-        chosen = (
-            random.choice(len(images), max(32, len(images) * 2 // 3), replace=False)
-            if len(images) > 48
-            else range(len(images))
-        )
-        subset = images[np.sort(np.array(chosen))]
-        graph = quantized(run.source.clone(), step, subset, base.input_name, number)
-        target = TARGETS[(number // len(CLEAN_SCHEMES) + number) % 2]
-        out = work / f"clean-{number}"
-        file = work / f"clean-{number}.npz"
-        np.savez(file, **{base.input_name: subset})
-        assemble(base, out, target, recorded=graph, passes=(step,), data_files={"calibration": file})
-        yield Case(base.name, "", number, target, out)
+    random = np.random.default_rng([plan.number, 1])
+    step = Quantize(**{**SETTLED, **CLEAN_SCHEMES[plan.number % len(CLEAN_SCHEMES)]})
+    most = CALIBRATED.get(base.name, len(images) * 2 // 3)
+    chosen = np.sort(random.choice(len(images), most, replace=False))
+    graph = quantized(run.source.clone(), step, images[chosen], base.input_name, plan.number)
+    file = out.with_suffix(".npz")
+    np.savez(file, **{base.input_name: images[chosen]})
+    assemble(base, out, plan.target, recorded=graph, passes=(step,), data_files={"calibration": file})
+    return Case(plan, out)
 
 
-def faulty(base: Base, kind: str, seed: int, work: Path) -> Case | None:
+def faulty(base: Base, plan: Plan, out: Path) -> Case | None:
     """One fault; None where this model has no place for it."""
-    random = np.random.default_rng([seed, *kind.encode()])
-    run, target = base.read(), TARGETS[seed % 2]
-    out = work / f"{kind}-{seed}"
-    if kind in table_kinds.KINDS:
-        if (made := table_kinds.KINDS[kind](run.graph, random)) is None:
+    random, kind, target = np.random.default_rng([plan.number, *plan.kind.encode()]), plan.kind, plan.target
+    run = base.read()
+    if kind in TABLE:
+        if (made := TABLE[kind](run.graph, random)) is None:
             return None
         assemble(base, out, target, recorded=made[0])
-        return Case(base.name, kind, seed, target, out, made[1])
-    if kind in file_kinds.KINDS:
-        if (made := file_kinds.KINDS[kind](base.read().graph, random)) is None:
+        return Case(plan, out, made[1])
+    if kind in FILE:
+        if (made := FILE[kind](base.read().graph, random)) is None:
             return None
         assemble(base, out, target, written=made[0])
-        return Case(base.name, kind, seed, target, out, made[1])
-    calibration = run.recipe.data.calibration.arrays
-    images = data_kinds.read(calibration)
-    if kind in file_kinds.IMPORT_KINDS:
-        found = file_kinds.IMPORT_KINDS[kind](run.source.clone(), random)
-        if found is None:
+        return Case(plan, out, made[1])
+    images = data_kinds.read(run.recipe.data.calibration.arrays)[base.input_name]
+    if kind in IMPORT:
+        if (found := IMPORT[kind](run.source.clone(), random)) is None:
             return None
-        graph = quantized(found[0].clone(), Quantize(**SETTLED), images[base.input_name], base.input_name, seed)
+        graph = quantized(found[0].clone(), Quantize(**SETTLED), images, base.input_name, plan.number)
         assemble(base, out, target, recorded=graph, imported=found[0])
-        return Case(base.name, kind, seed, target, out, found[1])
-    if kind in data_kinds.CALIBRATION:
-        spoilt = data_kinds.CALIBRATION[kind](images[base.input_name], random).astype(np.float32)
-        graph = quantized(run.source.clone(), Quantize(**SETTLED), spoilt, base.input_name, seed)
-        file = work / f"{kind}-{seed}.npz"
+        return Case(plan, out, found[1])
+    file = out.with_suffix(".npz")
+    if kind in CALIBRATION:
+        spoilt = CALIBRATION[kind](images, random).astype(np.float32)
+        graph = quantized(run.source.clone(), Quantize(**SETTLED), spoilt, base.input_name, plan.number)
         np.savez(file, **{base.input_name: spoilt})
         assemble(base, out, target, recorded=graph, data_files={"calibration": file})
-        return Case(base.name, kind, seed, target, out)
-    change = data_kinds.EVALUATION[kind]
+        return Case(plan, out)
     stored = data_kinds.read(run.recipe.data.evaluation.arrays)
-    made = change(stored[base.input_name], stored["labels"], random)
+    labels = stored.get("labels")
+    if labels is None and kind.startswith("labels"):
+        return None
+    made = EVALUATION[kind](stored[base.input_name], labels, random)
     if made is None:
         return None
-    file = work / f"{kind}-{seed}.npz"
-    np.savez(file, **{base.input_name: made[0]}, labels=made[1])
+    np.savez(file, **{base.input_name: made[0]}, **({} if labels is None else {"labels": made[1]}))
     assemble(base, out, target, data_files={"evaluation": file})
-    given = change(base.unseen, np.zeros(len(base.unseen), np.int64), random)[0]
-    return Case(base.name, kind, seed, target, out, given=given, always_counts=kind.startswith("labels"))
+    if kind.startswith("labels"):
+        return Case(plan, out)
+    return Case(plan, out, given=EVALUATION[kind](base.unseen, None, random)[0])
 
 
-ALL_KINDS = (
-    *table_kinds.KINDS,
-    *file_kinds.KINDS,
-    *file_kinds.IMPORT_KINDS,
-    *data_kinds.CALIBRATION,
-    *data_kinds.EVALUATION,
-)
+TABLE = {**table_kinds.KINDS, **held_out_kinds.TABLE}
+FILE = {**file_kinds.KINDS, **held_out_kinds.FILE}
+IMPORT = {**file_kinds.IMPORT_KINDS, **held_out_kinds.IMPORT}
+CALIBRATION = {**data_kinds.CALIBRATION, **held_out_kinds.CALIBRATION}
+EVALUATION = {**data_kinds.EVALUATION, **held_out_kinds.EVALUATION}
+ALL_KINDS = (*TABLE, *FILE, *IMPORT, *CALIBRATION, *EVALUATION)
+
+
+def always_counts(kind: str) -> bool:
+    """A wrong label changes no answer, and makes every figure of the run wrong."""
+    return kind.startswith("labels")
+
+
+def plans(models: Iterable[str], kinds: Iterable[str], rounds: int, clean: int) -> list[Plan]:
+    """Every kind once per round, each time on another model, small models more often; clean conversions in between.
+
+    Any beginning of the list is balanced over kinds, models and targets.
+    """
+    models, kinds = tuple(models), tuple(kinds)
+    shares = [(number + 0.5) / SHARE[model] for model in models for number in range(SHARE[model])]
+    named = [model for model in models for _ in range(SHARE[model])]
+    turns = [named[place] for place in np.argsort(shares, kind="stable")]  # each model's turns evenly spread
+    order = np.random.default_rng(0).permutation(len(kinds))
+    faults = []
+    for number in range(rounds):
+        for place, index in enumerate(order):
+            turn = place + number * STRIDE
+            target = TARGETS[(place + number) % 2]
+            faults.append(Plan(turns[turn % len(turns)], kinds[index], number, target))
+    many = dict.fromkeys(models, 0)
+    found: list[Plan] = []
+    for place in range(clean):
+        model = turns[place % len(turns)]
+        number = many[model]
+        many[model] += 1
+        target = TARGETS[(number // len(CLEAN_SCHEMES) + number) % 2]
+        found += faults[place * len(faults) // clean : (place + 1) * len(faults) // clean]
+        found.append(Plan(model, "", number, target))
+    return found if clean else faults
+
+
+SHARE = {"quickstart": 14, "vww": 6, "resnet20": 3, "mobilenet_v1": 1, "ultraface": 1, "fastestdet": 1}
+"""Turns of each model: how many of its cases are made, by what one costs."""
+STRIDE = 7
+"""Turns from one round to the next: no divisor of their number, so a kind meets another model in every round."""
 
 NAMES = {
     "labels": ("label",),
+    "evaluation": ("the data is at fault", "far apart", "evaluation data", "evaluation samples"),
     "evaluation_bgr": ("BGR",),
     "evaluation_0_to_255": ("255", "0 to 1", "−1 to 1", "far apart"),
     "evaluation_without_mean": ("mean", "0 to 1", "−1 to 1", "far apart"),
@@ -143,8 +188,8 @@ NAMES = {
 """Words of the first line that name the cause, where it is no layer; by the beginning of the kind's name."""
 
 
-def named(case: Case, headline: str) -> bool:
+def named(kind: str, layer: str, headline: str) -> bool:
     """Whether the first line names the layer, or the cause."""
-    if case.layer and case.layer in headline:
+    if layer and re.search(rf"(?<![\w./]){re.escape(layer)}(?![\w/])", headline):
         return True
-    return any(case.kind.startswith(key) and any(word in headline for word in words) for key, words in NAMES.items())
+    return any(kind.startswith(key) and any(word in headline for word in words) for key, words in NAMES.items())

@@ -10,27 +10,34 @@ from benchmarks.scoring import TFLiteRunner, agreement, onnx_runner, outputs, sq
 
 @dataclass(frozen=True)
 class Harm:
-    """SQNR in dB and top-1 agreement in percent, against float on right images."""
+    """SQNR in dB over all outputs and top-1 agreement in percent, against float on right images.
+
+    `agreement` is None where the model does not classify.
+    """
 
     sqnr_db: float
-    agreement: float
+    agreement: float | None
 
 
-def harm(source: Path, artifact: Path, images: np.ndarray, given: np.ndarray | None = None) -> Harm:
-    """`given`: the images as the fault has them prepared; None: right. An artifact that does not run is all wrong."""
-    right = outputs(onnx_runner(source), images)
+def harm(right: np.ndarray, artifact: Path, images: np.ndarray, *, classifier: bool) -> Harm:
+    """`right`: what the source answers on right images. An artifact that does not run on `images` is all wrong."""
+    lost = Harm(-np.inf, 0.0 if classifier else None)
     try:
-        runner = onnx_runner(artifact) if artifact.suffix == ".onnx" else TFLiteRunner(artifact)
-        made = outputs(runner, images if given is None else given)
+        channels = right.shape[1] if right.ndim == 4 else None
+        runner = onnx_runner(artifact) if artifact.suffix == ".onnx" else TFLiteRunner(artifact, channels)
+        made = outputs(runner, images)
     except Exception:
-        return Harm(-np.inf, 0.0)
+        return lost
     if made.size != right.size or not np.isfinite(made).all():
-        return Harm(-np.inf, 0.0)
-    return Harm(sqnr_db(right, made.reshape(right.shape)), agreement(right, made.reshape(right.shape)))
+        return lost
+    made = made.reshape(right.shape)
+    return Harm(sqnr_db(right, made), agreement(right, made) if classifier else None)
 
 
 def counts(found: Harm, clean: list[Harm]) -> bool:
     """More predictions changed, or more SQNR lost, than 99 % of the clean conversions of the same model and target."""
-    least_db = np.quantile([one.sqnr_db for one in clean], 0.01)
-    least_agreement = np.quantile([one.agreement for one in clean], 0.01)
-    return bool(found.sqnr_db < least_db or found.agreement < least_agreement)
+    if found.sqnr_db < np.quantile([one.sqnr_db for one in clean], 0.01):
+        return True
+    if found.agreement is None:
+        return False
+    return bool(found.agreement < np.quantile([one.agreement for one in clean], 0.01))

@@ -9,11 +9,11 @@ Arrays = dict[str, np.ndarray]
 MEAN, STD = 0.45, 0.225
 
 
-def labels_truncated(images: np.ndarray, labels: np.ndarray, random) -> tuple[np.ndarray, np.ndarray]:
+def labels_truncated(images: np.ndarray, labels: np.ndarray, random) -> tuple[np.ndarray, np.ndarray] | None:
     """The second half of the file was lost and filled with class 0."""
     made = labels.copy()
     made[len(made) // 2 :] = 0
-    return images, made
+    return None if np.array_equal(made, labels) else (images, made)
 
 
 def labels_off_by_one(images, labels, random):
@@ -25,6 +25,12 @@ def labels_shuffled(images, labels, random):
     made, chosen = labels.copy(), random.choice(len(labels), len(labels) // 3, replace=False)
     made[np.sort(chosen)] = labels[chosen]
     return images, made
+
+
+def labels_two_swapped(images, labels, random):
+    """Two classes under each other's number."""
+    a, b = random.choice(int(labels.max()) + 1, 2, replace=False)
+    return images, np.where(labels == a, b, np.where(labels == b, a, labels))
 
 
 def bgr(images, labels, random):
@@ -39,9 +45,17 @@ def without_mean(images, labels, random):
     return images * np.float32(STD) + np.float32(MEAN), labels
 
 
+def rotated(images, labels, random):
+    """A quarter turn, as by an orientation tag that nobody read."""
+    return (np.rot90(images, 1, (2, 3)).copy(), labels) if images.shape[2] == images.shape[3] else None
+
+
 EVALUATION = {
     "labels_truncated": labels_truncated,
     "labels_off_by_one": labels_off_by_one,
+    "labels_shuffled": labels_shuffled,
+    "labels_two_swapped": labels_two_swapped,
+    "evaluation_rotated": rotated,
     "evaluation_bgr": bgr,
     "evaluation_0_to_255": pixels_255,
     "evaluation_without_mean": without_mean,

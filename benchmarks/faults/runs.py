@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from benchmarks import data, place
 from benchmarks.convert import convert
+from benchmarks.scoring import onnx_runner, outputs
 from edgeopt import digest
 from edgeopt.data import arrays
 from edgeopt.gate.run_folder import RunFolder, read_run
@@ -21,9 +22,12 @@ from edgeopt.pipeline.store import HOME
 
 @dataclass(frozen=True)
 class Base:
-    """One model: its finished run, its source file, and labelled images that no run has seen.
+    """One model: its finished run, its source file, and images that no run has seen.
 
-    `unseen` (n, C, H, W) float32, ready for the model.
+    Args:
+        unseen: (n, C, H, W) float32, ready for the model.
+        right: what the source answers on them, (n, ...), all outputs `joined`.
+        classifier: the largest output is the answer; else only SQNR is told.
     """
 
     name: str
@@ -31,38 +35,55 @@ class Base:
     source: Path
     input_name: str
     unseen: np.ndarray
+    right: np.ndarray
+    classifier: bool
 
     def read(self) -> RunFolder:
         return read_run(self.out)
 
 
-GATED, UNSEEN = 400, 400
+SAMPLES = {
+    "quickstart": (300, 300), "vww": (100, 100), "resnet20": (200, 400), "mobilenet_v1": (100, 100),
+    "ultraface": (32, 32), "fastestdet": (32, 32),
+}  # fmt: skip
+"""The gate's images, and those that no run sees."""
 
 
 def prepare(name: str) -> Base:
-    """Convert a model once (found again later). Evaluation images of even places are the gate's, odd ones unseen."""
+    """Convert a model once (found again later). Of the evaluation images, every second is the gate's."""
     folder = place.work() / "faults" / name
     folder.mkdir(parents=True, exist_ok=True)
     source, input_name, calibration, calibration_labels, images, labels = (
         _quickstart() if name == "quickstart" else _trained(name)
     )
-    seen, rest = slice(0, 2 * GATED, 2), slice(1, 2 * UNSEEN, 2)
+    gated, unseen = SAMPLES[name]
+    if len(images) < gated + unseen:
+        raise place.CannotRunError(f"{name}: {len(images)} evaluation images, {gated + unseen} are needed")
+    # Sorted by class, some of them: both parts are taken from everywhere.
+    order = np.linspace(0, len(images) - 1, gated + unseen).astype(int)
+    first = np.zeros(len(order), bool)
+    first[np.linspace(0, len(order), gated, endpoint=False).astype(int)] = True
+    seen, rest = order[first], order[~first]
     files = {"calibration": folder / "calibration.npz", "evaluation": folder / "evaluation.npz"}
-    known = {} if calibration_labels is None else {"labels": calibration_labels}
-    np.savez(files["calibration"], **{input_name: calibration}, **known)
-    np.savez(files["evaluation"], **{input_name: images[seen]}, labels=labels[seen])
     out = folder / "base"
     if not (out / "report.json").is_file():
+        known = {} if calibration_labels is None else {"labels": calibration_labels}
+        np.savez(files["calibration"], **{input_name: calibration}, **known)
+        np.savez(
+            files["evaluation"], **{input_name: images[seen]}, **({} if labels is None else {"labels": labels[seen]})
+        )
         shape = ",".join(str(size) for size in calibration.shape[1:])
         options = ["--target", "onnx,tflite", "--effort", "fast", "--input", f"{input_name}=1,{shape}"]
         convert(source, out, *options, *(f"--{key}={path}" for key, path in files.items()))
-    return Base(name, out, source, input_name, images[rest])
+    right = outputs(onnx_runner(source), images[rest])
+    return Base(name, out, source, input_name, images[rest], right, labels is not None)
 
 
 def _trained(name: str) -> tuple:
     model = data.trained_models()[name]
     images, labels = model.evaluation()
-    return model.onnx, model.input_name, model.calibration(), None, images, labels
+    known = labels if model.labelled and not model.detector else None
+    return model.onnx, model.input_name, model.calibration(), None, images, known
 
 
 def _quickstart() -> tuple:
@@ -70,7 +91,7 @@ def _quickstart() -> tuple:
     folder = place.REPOSITORY / "recipes" / "quickstart"
     source = place.work() / "faults" / "quickstart" / "quickstart.onnx"
     if not source.is_file():
-        run = convert(folder, place.work() / "faults" / "quickstart" / "from_torch")
+        run = convert(folder, place.work() / "faults" / "quickstart" / "from_torch", "--target", "onnx")
         key = next(step["key"] for step in run.report["steps"] if step["name"] == "import")
         shutil.copy(run.out / HOME / "steps" / f"import-{key}" / jobs.GRAPH, source)
     with np.load(folder / "calibration.npz") as c, np.load(folder / "evaluation.npz") as e:

@@ -1,13 +1,17 @@
-"""Which kinds and models the gate was developed with, and which were held out. Fixed beforehand: not to be tuned on."""
+"""Which kinds and models the gate was developed with, and which were held out: fixed before any held-out one was run.
 
-DEVELOPMENT_MODELS = ("quickstart", "vww")
-HELD_OUT_MODELS = ("resnet20", "mobilenet_v1")
+The first split was spoilt: the gate had been changed with the results of its held-out kinds in sight. Those kinds are
+development kinds now, and other kinds and models, which nobody had run, were written and set apart instead.
+"""
+
+from benchmarks.faults import held_out_kinds
+
+DEVELOPMENT_MODELS = ("quickstart", "vww", "resnet20")
+HELD_OUT_MODELS = ("mobilenet_v1", "ultraface", "fastestdet")
 
 HELD_OUT_KINDS = frozenset(
     {
-        "bias_doubled", "range_wide", "channel_sign_flipped", "weights_rolled", "calibrated_on_one_image",
-        "weights_of_4_bits", "scales_swapped", "wrong_padding", "relu_removed", "outputs_permuted", "missing_mean",
-        "logits_flattened", "output_constant", "import_channel_scaled", "labels_off_by_one", "evaluation_without_mean",
-        "file_zero_point_off", "file_channel_zeroed",
+        *held_out_kinds.TABLE, *held_out_kinds.FILE, *held_out_kinds.IMPORT, *held_out_kinds.CALIBRATION,
+        *held_out_kinds.EVALUATION,
     }
 )  # fmt: skip

@@ -18,10 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # thousands of 15 × 15 systems: 
 import numpy as np
 
 from benchmarks import place, tables
-from benchmarks.latency import fitting, heldout, packing, rows
+from benchmarks.latency import fitting, heldout, packing, probes, rows
 from benchmarks.latency.baselines import Baselines
 from benchmarks.latency.heldout import Outcome, coverage, error_pct
 from edgeopt.devices import catalogue
+from edgeopt.devices.packs import Group, Pack
+from edgeopt.devices.predict import waits
 
 PACKS = place.REPOSITORY / "hardware_profiles" / "packs"
 ASKED = {"random": 8.0, "families": 14.0, "devices_3": 6.0}  # median absolute percentage error, at most
@@ -31,6 +33,8 @@ NAMES = {
     "families": "whole families held out",
     "devices_0": "whole devices held out, no probe",
     "devices_3": "whole devices held out, 3 probes",
+    heldout.RANDOM: "the same, 3 random models as probes",
+    "threads": "a device's number of CPU threads held out",
 }
 FEWEST = 10
 
@@ -55,7 +59,7 @@ def judge(folder: Path) -> dict[str, list[Outcome]]:
     with ProcessPoolExecutor() as pool:
         for outcomes in pool.map(judge_regime, ("families", "random", "devices"), [folder] * 3):
             found |= outcomes
-    return {regime: found[regime] for regime in NAMES}
+    return {regime: found[regime] for regime in NAMES if regime in found}
 
 
 def _pct(values: list[float]) -> str:
@@ -73,9 +77,12 @@ def _line(outcomes: list[Outcome], inside: dict[str, bool]) -> list[str]:
 HEADER = ["rows", "predictor", "whole-model roofline", "operator roofline", "inside 90 % interval"]
 
 
-def markdown(found: dict[str, list[Outcome]]) -> str:
+def markdown(found: dict[str, list[Outcome]], waiting: set[heldout.Key]) -> str:
     parts = [tables.conditions("python -m benchmarks.latency", ["numpy", "scipy"]), ""]
-    inside = {regime: coverage(outcomes, by_device=regime == "devices_0") for regime, outcomes in found.items()}
+    inside = {
+        regime: coverage(heldout.asked_for(outcomes, waiting) if regime == "devices_0" else outcomes, regime)
+        for regime, outcomes in found.items()
+    }
     profiled = {name for profile in catalogue.profiles() for name in profile.measured_as}
     pooled = []
     for regime, outcomes in found.items():
@@ -96,6 +103,8 @@ def markdown(found: dict[str, list[Outcome]]) -> str:
         word = "Met" if COVERED[0] <= share <= COVERED[1] else "Not met"
         parts.append(f"{word}: {NAMES[regime]}, {share:.1f} % inside the 90 % interval; asked for 85–95 %.\n")
     for regime, outcomes in found.items():
+        if regime == heldout.RANDOM:
+            continue
         by_engine: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
         for outcome in outcomes:
             if outcome.row.role == "calibrate" or outcome.row.device in profiled:
@@ -111,6 +120,12 @@ def markdown(found: dict[str, list[Outcome]]) -> str:
     return "\n".join(parts)
 
 
+def planned(group: Group, measured: list[fitting.Measured]) -> Pack:
+    """The pack with the models to measure first on a new device."""
+    chosen, widths = probes.plan(group, measured, group.pack.models)
+    return group.pack.model_copy(update={"probes": tuple(chosen), "widths": widths})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the results into README.md")
@@ -122,15 +137,20 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(place.SKIPPED)
     found = judge(folder)
+    groups = fitting.gather(folder, rows.read(folder))
+    fitted = fitting.fit(groups)
+    bare = {name: fitting.as_group(name, groups[name], fitted[name]) for name in groups}
+    known = [c for group in bare.values() for c in group.pack.configurations]
+    waiting = {(c.device, c.engine, c.threads, c.campaign) for c in known if waits(c)}
+    found["threads"] = list(heldout.by_threads(groups, fitted, waiting))
     if arguments.packs:
-        groups = fitting.gather(folder, rows.read(folder))
-        fitted = fitting.fit(groups)
-        packing.write(PACKS, groups, [packing.pack(name, groups[name], fitted[name], found) for name in groups])
+        packs = [planned(group, groups[name]) for name, group in bare.items()]
+        packing.write(PACKS, groups, [packing.judged(pack, found, waiting) for pack in packs])
     record = {
         regime: [[o.row.id, round(o.error, 4), o.whole, o.operator] for o in outcomes]
         for regime, outcomes in found.items()
     }
-    tables.publish("latency", markdown(found), record, write=arguments.write)
+    tables.publish("latency", markdown(found, waiting), record, write=arguments.write)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ from benchmarks.latency.rows import Row, operators
 from edgeopt.devices import rates
 from edgeopt.devices.engines import fusion_of, group_of
 from edgeopt.devices.kernels import FUSION, QUANTITIES, fuse, matrix
+from edgeopt.devices.packs import Configuration, Group, Pack, Widths
 
 Array = npt.NDArray[np.float64]
 COUNT = len(QUANTITIES)
 GROSS = 0.7  # log error beyond which a row is taken for another condition (a throttled run), and says no more
+WIDE = Widths(rates=0.1, residual=0.3, speed=0.1, other_engine=1.0)  # to begin with: `probes.plan` chooses
 FEW = 25  # configurations of a group that level two looks at
 
 
@@ -97,6 +99,14 @@ class Fitted:
             rates.likeness(place, self.composition[index], rates.PROCESS.own_length) @ weights
         )
         return offset
+
+    def left(self, measured: Measured) -> Array:
+        """What rows that the fit has seen have beyond it, log; of several of one model the mean."""
+        place = [self.index[row.model] for row in measured.rows]
+        error = measured.y - rates.log_latency(measured.x, self.theta[measured.key]) - self.offset[place]
+        error = np.clip(error - self.own_offset(measured.x, measured.key), -GROSS, GROSS)
+        mean: Array = np.array([np.mean([e for at, e in zip(place, error, strict=True) if at == one]) for one in place])
+        return mean
 
     def predict(self, measured: Measured) -> tuple[Array, Array]:
         """Log ms, and the scale of the error, of a configuration that the fit has seen."""
@@ -303,3 +313,44 @@ def thread_exponent(configurations: Iterable[Measured], fitted: Fitted) -> float
     if not along:
         return -0.7  # no device of the group was measured with several counts: that of ncnn on CPUs
     return float(np.dot(along, levels) / np.dot(along, along))
+
+
+def _rounded(values: Iterable[float], digits: int = 4) -> tuple[float, ...]:
+    return tuple(round(float(value), digits) for value in values)
+
+
+def as_group(name: str, configurations: Sequence[Measured], fitted: Fitted) -> Group:
+    """The fit as `edgeopt.devices` reads it, digits and all; nothing is said yet of probes and held-out errors."""
+    pack = Pack(
+        schema_="edgeopt.rates/1",
+        group=name,
+        quantities=QUANTITIES,
+        mean=_rounded(fitted.mean),
+        covariance=tuple(_rounded(line, 5) for line in fitted.covariance),
+        noise=round(fitted.noise, 6),
+        thread_exponent=round(thread_exponent(configurations, fitted), 3),
+        models=tuple(fitted.models),
+        composition=tuple(_rounded(line) for line in fitted.composition),
+        weights=_rounded(fitted.weights),
+        offset=_rounded(fitted.offset),
+        residual=tuple(_rounded(line[: i + 1], 5) for i, line in enumerate(fitted.residual)),
+        widths=WIDE,
+        probes=(),
+        configurations=tuple(
+            Configuration(
+                device=m.key[0],
+                engine=m.key[1],
+                threads=m.key[2],
+                campaign=m.key[3],
+                rows=len(m.rows),
+                theta=_rounded(fitted.theta[m.key]),
+                own=tuple(
+                    (index, round(float(weight), 3), round(float(left), 3))
+                    for index, weight, left in zip(*fitted.own[m.key], fitted.left(m), strict=True)
+                ),
+            )
+            for m in configurations
+        ),
+        held_out={},
+    )
+    return Group(pack)

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import math
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.latency.baselines import Baselines
-from benchmarks.latency.fitting import Fitted, Measured, Split, common_rates, fit_group, split, thread_exponent
+from benchmarks.latency.fitting import (
+    Fitted,
+    Measured,
+    Split,
+    as_group,
+    common_rates,
+    fit_group,
+    split,
+    thread_exponent,
+)
+from benchmarks.latency.probes import COUNT as PROBES
+from benchmarks.latency.probes import plan
 from benchmarks.latency.rows import Row
-from edgeopt.devices import adapt, catalogue, rates
-from edgeopt.devices.packs import Configuration
+from edgeopt.devices import adapt, catalogue, probing, rates
+from edgeopt.devices.packs import Configuration, Group, Widths
 from edgeopt.devices.predict import relative_rates, threads_of
 from edgeopt.devices.profile import BYTES
 
 Array = npt.NDArray[np.float64]
 Key = tuple[str, str, str, str]
 FOLDS = 5
-PROBES = 3
 FEWEST = 2 * PROBES  # a configuration with fewer rows has too little left to judge
-REGIMES = ("random", "families", "devices_0", "devices_3")
+RANDOM = "devices_3_random"
 
 
 @dataclass(frozen=True)
@@ -73,30 +83,86 @@ def by_models(regime: str, groups: Split, baselines: Baselines | None) -> Iterat
 
 
 def by_devices(groups: Split, baselines: Baselines | None) -> Iterator[tuple[str, Outcome]]:
-    """Whole devices: first with nothing measured, then with three probes per configuration."""
+    """Whole devices: first with nothing measured, then with three probes per configuration.
+
+    The probes are those that `probes.plan` recommends among the models at hand, from the other devices; beside them
+    three drawn at random.
+    """
     for fold, is_held_out in enumerate(folds("devices", groups)):
         train, held = split(groups, is_held_out)
         common = common_rates(train)
-        for group, configurations in held.items():
-            if group not in train:
+        for name, configurations in held.items():
+            if name not in train:
                 continue
-            fitted = fit_group(train[group], common)
+            fitted = fit_group(train[name], common)
+            group = as_group(name, train[name], fitted)
+            plans: dict[tuple[str, ...], tuple[list[str], Widths]] = {}
             for whole in configurations:
                 measured = whole.part(np.array([row.model in fitted.index for row in whole.rows]))
                 if len(measured.rows) < FEWEST:
                     continue
                 offset, scale = fitted.shared(measured.x, [row.model for row in measured.rows])
-                theta = unprobed(fitted, train[group], measured.key)
-                log_ms = rates.log_latency(measured.x, theta) + offset
-                for outcome in _outcomes(group, fold, measured, log_ms, np.ones_like(scale), None, None):
+                log_ms = rates.log_latency(measured.x, unprobed(fitted, train[name], measured.key)) + offset
+                for outcome in _outcomes(name, fold, measured, log_ms, np.ones_like(scale), None, None):
                     yield "devices_0", outcome
-                log_ms, chosen = probe(fitted, measured, offset)
-                rest = np.ones(len(measured.rows), bool)
-                rest[chosen] = False
-                for outcome in _outcomes(
-                    group, fold, measured.part(rest), log_ms[rest], scale[rest], measured.part(~rest), baselines
-                ):
-                    yield "devices_3", outcome
+                models = tuple(sorted({row.model for row in measured.rows}))
+                if len(models) < FEWEST:
+                    continue
+                if models not in plans:
+                    plans[models] = plan(group, train[name], models)
+                chosen, widths = plans[models]
+                drawn = np.random.default_rng(zlib.crc32(repr(measured.key).encode())).permutation(len(models))[:PROBES]
+                for regime, probed in (("devices_3", chosen), (RANDOM, [models[i] for i in drawn])):
+                    for outcome in _probed(name, fold, group, widths, measured, probed, baselines):
+                        yield regime, outcome
+
+
+def by_threads(groups: Split, fitted: Mapping[str, Fitted], waiting: Collection[Key]) -> Iterator[Outcome]:
+    """Rows of a device with one number of threads, from its rows with another; a fold is a device.
+
+    Models are known, and the other configurations have the rates of the whole fit: only what threads do is held out.
+    """
+    profiles = {name: profile for profile in catalogue.profiles() for name in profile.measured_as}
+    names = sorted(profiles)
+    for name, configurations in groups.items():
+        quiet = [m for m in configurations if m.key not in waiting and name.startswith("cpu/")]
+        for measured in quiet:
+            device, engine, threads, _ = measured.key
+            others = [m for m in quiet if m.key[:2] == (device, engine) and m.key[2].isdigit() and m.key[2] != threads]
+            precision = engine.split("/")[2]
+            if device not in profiles or not threads.isdigit() or not others or precision not in BYTES:
+                continue
+            elsewhere = [m for m in configurations if m.key[0] != device]
+            exponent = thread_exponent(elsewhere, fitted[name])
+            known = [_configuration(m, fitted[name]) for m in others]
+            relatives = relative_rates(profiles[device], known, exponent, int(threads), "cpu", precision)  # type: ignore[arg-type]
+            offset, scale = fitted[name].shared(measured.x, [row.model for row in measured.rows])
+            log_ms = rates.log_latency(measured.x, adapt.transferred(fitted[name].mean, relatives)) + offset
+            yield from _outcomes(name, names.index(device), measured, log_ms, np.ones_like(scale), None, None)
+
+
+def _configuration(measured: Measured, fitted: Fitted) -> Configuration:
+    device, engine, threads, campaign = measured.key
+    theta = tuple(fitted.theta[measured.key])
+    return Configuration(
+        device=device, engine=engine, threads=threads, campaign=campaign, rows=len(measured.rows), theta=theta, own=()
+    )
+
+
+def _probed(
+    name: str, fold: int, group: Group, widths: Widths, measured: Measured, probed: list[str],
+    baselines: Baselines | None,
+) -> Iterator[Outcome]:  # fmt: skip
+    """One measurement of each probe; other rows of the same models are not asked for."""
+    models = [row.model for row in measured.rows]
+    first = [models.index(model) for model in probed]
+    adapted = probing.adapted(group, measured.key[1], measured.x[first], measured.y[first], probed, None, widths)
+    rest = measured.part(np.array([model not in probed for model in models]))
+    offset, scale = group.shared_offset(rest.x)
+    log_ms = rates.log_latency(rest.x, np.array(adapted.theta)) + offset + group.adapted_offset(rest.x, adapted)
+    seen = np.zeros(len(models), bool)
+    seen[first] = True
+    yield from _outcomes(name, fold, rest, log_ms, scale, measured.part(seen), baselines)
 
 
 def unprobed(fitted: Fitted, train: list[Measured], key: Key) -> Array:
@@ -106,30 +172,12 @@ def unprobed(fitted: Fitted, train: list[Measured], key: Key) -> Array:
     unit, precision = engine.split("/")[1:]
     if profile is None or precision not in BYTES:
         return fitted.mean
-    others = [
-        Configuration(
-            device=m.key[0], engine=m.key[1], threads=m.key[2], campaign=m.key[3], rows=len(m.rows),
-            theta=tuple(fitted.theta[m.key]), own=(),
-        )
-        for m in train
-        if m.key[0] not in profile.measured_as
-    ]  # fmt: skip
+    others = [_configuration(m, fitted) for m in train if m.key[0] not in profile.measured_as]
     wanted = Configuration(device=device, engine=engine, threads=threads, campaign="", rows=0, theta=(), own=())
     count = threads_of(wanted) if unit == "cpu" else None
     exponent = thread_exponent(train, fitted)
     relatives = relative_rates(profile, others, exponent, count, unit, precision)  # type: ignore[arg-type]
     return adapt.transferred(fitted.mean, relatives)
-
-
-def probe(fitted: Fitted, measured: Measured, offset: Array) -> tuple[Array, list[int]]:
-    place = [fitted.index[row.model] for row in measured.rows]
-    residual = fitted.residual[np.ix_(place, place)] + 1e-4 * np.eye(len(place))
-    chosen = adapt.choose_probes(measured.x, fitted.mean, fitted.covariance, residual, PROBES)
-    theta, weights = adapt.probed(
-        measured.x[chosen], measured.y[chosen], offset[chosen], fitted.mean, fitted.covariance,
-        residual[np.ix_(chosen, chosen)],
-    )  # fmt: skip
-    return rates.log_latency(measured.x, theta) + offset + residual[:, chosen] @ weights, chosen
 
 
 def _outcomes(
@@ -159,28 +207,30 @@ def spread(outcomes: list[Outcome]) -> float:
     return float(ratios[min(len(ratios) - 1, int(np.ceil(0.9 * (len(ratios) + 1))) - 1)])
 
 
-def spread_of_devices(outcomes: list[Outcome]) -> float:
-    """The same where whole devices are what varies: the 90 % quantile over devices of each device's own.
+def pool_of(regime: str, group: str) -> str:
+    """Whose errors tell how far a prediction may be off: the group's; of devices that are not in the data, for which
+    there are too few in a group, those of all groups that run on such a unit."""
+    if regime not in ("devices_0", "threads"):
+        return group
+    unit = group.partition("/")[0]
+    return group if group == "gpu/nvidia" else unit
 
-    Rows of one device err together, so that many rows of few devices say less than their number.
-    """
-    by_device: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
-    for outcome in outcomes:
-        by_device[outcome.row.device, outcome.row.engine].append(outcome)
-    limits = sorted(spread(listed) for listed in by_device.values())
-    return limits[math.ceil(0.9 * len(limits)) - 1]
+
+def asked_for(outcomes: list[Outcome], waiting: Collection[Key] = ()) -> list[Outcome]:
+    """Those of devices with a profile, which alone can be asked for; without campaigns whose threads waited."""
+    profiled = {name for profile in catalogue.profiles() for name in profile.measured_as}
+    return [o for o in outcomes if o.row.device in profiled and o.row.configuration not in waiting]
 
 
 FEWEST_FOR_SPREAD = 30  # a group with fewer outcomes takes the spread of all groups
 
 
-def coverage(outcomes: list[Outcome], *, by_device: bool = False) -> dict[str, bool]:
-    """Row → whether its 90 % interval held it. Each fold's spread comes from the other folds of its group."""
-    width = spread_of_devices if by_device else spread
+def coverage(outcomes: list[Outcome], regime: str) -> dict[str, bool]:
+    """Row → whether its 90 % interval held it. Each fold's spread comes from the other folds of its pool."""
     inside: dict[str, bool] = {}
     by_group: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
-        by_group[outcome.group].append(outcome)
+        by_group[pool_of(regime, outcome.group)].append(outcome)
     for members in by_group.values():
         for fold in {outcome.fold for outcome in members}:
             others = [outcome for outcome in members if outcome.fold != fold]
@@ -188,7 +238,7 @@ def coverage(outcomes: list[Outcome], *, by_device: bool = False) -> dict[str, b
                 others = [outcome for outcome in outcomes if outcome.fold != fold]
             if not others:
                 continue
-            limit = width(others)
+            limit = spread(others)
             for outcome in members:
                 if outcome.fold == fold:
                     inside[outcome.row.id] = abs(outcome.error) <= limit * outcome.scale

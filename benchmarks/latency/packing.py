@@ -5,77 +5,46 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from benchmarks.latency import fitting
-from benchmarks.latency.fitting import Fitted, Measured, Split
-from benchmarks.latency.heldout import FEWEST_FOR_SPREAD, Outcome, error_pct, spread, spread_of_devices
+from benchmarks.latency import heldout
+from benchmarks.latency.fitting import Split
+from benchmarks.latency.heldout import FEWEST_FOR_SPREAD, Key, Outcome, error_pct, spread
 from benchmarks.latency.rows import Row
-from edgeopt.devices import catalogue
-from edgeopt.devices.kernels import QUANTITIES
-from edgeopt.devices.packs import Configuration, HeldOut, Pack, Regime
+from edgeopt.devices.packs import HeldOut, Pack, Regime
 
 FEWEST_ROWS = 10  # of a device with an engine, to say how well it does
 
 
-def _rounded(values: Iterable[float], digits: int = 4) -> tuple[float, ...]:
-    return tuple(round(float(value), digits) for value in values)
+def judged(bare: Pack, outcomes: Mapping[str, list[Outcome]], waiting: Collection[Key]) -> Pack:
+    """The pack with how well its group did on held-out rows.
 
-
-def pack(group: str, configurations: list[Measured], fitted: Fitted, outcomes: Mapping[str, list[Outcome]]) -> Pack:
+    Args:
+        waiting: configurations whose threads waited (`devices.predict.waits`), which say nothing of a device.
+    """
     held: dict[Regime, HeldOut] = {}
-    profiled = {name for profile in catalogue.profiles() for name in profile.measured_as}
-    for regime, all_of_them in outcomes.items():
-        listed = all_of_them
-        if regime == "devices_0":  # only a device with a profile can be asked for
-            listed = [outcome for outcome in listed if outcome.row.device in profiled]
-        mine = [outcome for outcome in listed if outcome.group == group]
-        if listed:
-            width = spread_of_devices if regime == "devices_0" else spread
-            held[regime] = _held(mine if len(mine) >= FEWEST_FOR_SPREAD else listed, width)  # type: ignore[index]
+    for regime in get_args(Regime):
+        listed = outcomes[regime]
+        if regime == "devices_0":
+            listed = heldout.asked_for(listed, waiting)
+        pool = heldout.pool_of(regime, bare.group)
+        mine = [outcome for outcome in listed if heldout.pool_of(regime, outcome.group) == pool]
+        held[regime] = _held(mine if len(mine) >= FEWEST_FOR_SPREAD else listed)
     by_engine: dict[str, list[Outcome]] = defaultdict(list)
-    for outcome in outcomes.get("families", []):
-        if outcome.group == group:
+    for outcome in outcomes["families"]:
+        if outcome.group == bare.group:
             by_engine[f"{outcome.row.device}|{outcome.row.engine}"].append(outcome)
-    return Pack(
-        schema_="edgeopt.rates/1",
-        group=group,
-        quantities=QUANTITIES,
-        mean=_rounded(fitted.mean),
-        covariance=tuple(_rounded(line, 5) for line in fitted.covariance),
-        noise=round(fitted.noise, 6),
-        thread_exponent=round(fitting.thread_exponent(configurations, fitted), 3),
-        models=tuple(fitted.models),
-        composition=tuple(_rounded(line) for line in fitted.composition),
-        weights=_rounded(fitted.weights),
-        offset=_rounded(fitted.offset),
-        configurations=tuple(
-            Configuration(
-                device=m.key[0],
-                engine=m.key[1],
-                threads=m.key[2],
-                campaign=m.key[3],
-                rows=len(m.rows),
-                theta=_rounded(fitted.theta[m.key]),
-                own=tuple(
-                    (index, round(float(weight), 3))
-                    for index, weight in zip(fitted.own[m.key][0], fitted.own[m.key][1], strict=True)
-                ),
-            )
-            for m in configurations
-        ),
-        held_out=held,
-        errors={name: _held(listed) for name, listed in sorted(by_engine.items()) if len(listed) >= FEWEST_ROWS},
-    )
+    errors = {name: _held(listed) for name, listed in sorted(by_engine.items()) if len(listed) >= FEWEST_ROWS}
+    return bare.model_copy(update={"held_out": held, "errors": errors})
 
 
-def _held(outcomes: list[Outcome], width: Callable[[list[Outcome]], float] = spread) -> HeldOut:
+def _held(outcomes: list[Outcome]) -> HeldOut:
     return HeldOut(
         rows=len(outcomes),
         error_pct=round(error_pct([outcome.error for outcome in outcomes]), 1),
-        spread=round(width(outcomes), 3),
+        spread=round(spread(outcomes), 3),
     )
 
 

@@ -219,7 +219,10 @@ def understood(problem: agent.Problem) -> EdgeoptError:
             "or leave --batch out.",
         )
     if problem.kind in ("missing_runtime", "broken_runtime"):
-        return SetupError(f"its runtime cannot be used: {said}", where=problem.model, hint="edgeopt doctor says more.")
+        hint = "edgeopt doctor says more."
+        if "trtexec" in said:
+            hint = "Measure it on a board that has it: --on ssh://user@host. Or predict: --device jetson."
+        return SetupError(f"its runtime cannot be used: {said}", where=problem.model, hint=hint)
     if problem.kind == "memory":
         return EdgeoptError("there was not enough memory", where=problem.model)
     return ModelError(f"cannot be run: {said}", where=problem.model)
@@ -232,10 +235,11 @@ def results_of(
     models = {one["name"]: one for one in answer["models"]}
     results = tuple(_result(one, plan, models[one.name], answer, device) for one in subjects)
     ratios = []
-    for one in subjects[1:]:
+    for one, result in zip(subjects[1:], results[1:], strict=True):
         found = statistics.ratio(models[one.name]["turns"], models[subjects[0].name]["turns"], plan.seed)
         middle, low, high = (round(value, 4) for value in found)
-        ratios.append(Ratio(model=one.name, to=subjects[0].name, ratio=middle, low=low, high=high))
+        stable = result.stable and results[0].stable
+        ratios.append(Ratio(model=one.name, to=subjects[0].name, ratio=middle, low=low, high=high, stable=stable))
     return Measurement(results, tuple(ratios))
 
 
@@ -271,7 +275,7 @@ def _result(one: Subject, plan: Plan, found: Mapping[str, Any], answer: Mapping[
         coverage=_rounded(placement["coverage"], 4),
         conditions=Conditions(
             machine=in_words(answer["machine"]),
-            runtime=f"{package} {found['version']}",
+            runtime=with_version(package, found["version"]),
             threads=plan.threads if one.unit == "cpu" else None,
             batch=found["batch"],
             runs=sum(len(turn) for turn in turns),
@@ -302,6 +306,12 @@ def _result(one: Subject, plan: Plan, found: Mapping[str, Any], answer: Mapping[
         if profile
         else None,
     )
+
+
+def with_version(package: str, version: str) -> str:
+    """``ai-edge-litert 2.3.0``; a runtime that says to be the forerunner has its name: ``tflite-runtime 2.14.0``."""
+    number, forerunner, name = version.removesuffix(")").partition(" (")
+    return f"{name} {number}" if forerunner else f"{package} {version}"
 
 
 def machine() -> str:

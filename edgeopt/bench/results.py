@@ -148,6 +148,8 @@ class Ratio(Frozen):
     ratio: float
     low: float
     high: float
+    stable: bool = True
+    """False where one of the two did not come to rest."""
 
 
 class BenchDocument(Frozen):
@@ -159,8 +161,8 @@ class BenchDocument(Frozen):
     ratios: tuple[Ratio, ...] = ()
     budget_ms: float | None = None
     failures: tuple[str, ...] = ()
-    """Model and device that do not keep to the budget, in words. A measurement is held by its median, a prediction by
-    its ``high``."""
+    """Model and device that are not shown to keep to the budget, in words. A measurement is held by its median, if its
+    times were stable, a prediction by its ``high``."""
     refusals: tuple[str, ...] = ()
     """Devices of a comparison for which there is no prediction, and why."""
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)

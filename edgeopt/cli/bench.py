@@ -83,6 +83,8 @@ def command(models: tuple[Path, ...], html: Path | None, json_wanted: bool, **op
     if options["fit"] is not None:
         return _fit(models, options, json_wanted=json_wanted)
     budget_ms = _budget_ms(options["budget_ms"], options["fps"])
+    if html is not None and not html.absolute().parent.is_dir():
+        raise UsageError("its folder does not exist", where=str(html))  # said before minutes are spent on measuring
     document = _answer(models, options).model_copy(update={"budget_ms": budget_ms})
     from edgeopt.report.latency import as_text, failures_of
 

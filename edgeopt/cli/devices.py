@@ -101,8 +101,11 @@ def _show(profile: DeviceProfile, rests_on: tuple[Evidence, ...]) -> None:
             threads = f", threads {', '.join(item.threads)}" if item.threads else ""
             click.echo(f"    {name}: {item.rows} published rows{threads}{error} (families held out)")
         elif item.basis == "transferred":
-            own = f"{item.rows} rows with other threads" if item.rows else "no rows of its own"
-            click.echo(f"    {name}: {own}, transferred from relatives{error} (devices held out)")
+            if item.rows:
+                said = f"transferred from its {item.rows} rows with other threads{error} (threads held out)"
+            else:
+                said = f"no rows of its own, transferred from relatives{error} (devices held out)"
+            click.echo(f"    {name}: {said}")
         else:
             click.echo(f"    {name}: nothing measured on any device, no prediction")
 

@@ -18,7 +18,7 @@ EXAMPLES = """\b
 Examples:
   edgeopt gate out/quickstart
   edgeopt gate out/model --policy policy.yaml --baseline baseline.json --junit gate.xml --sarif gate.sarif --github
-  edgeopt gate out/model --baseline baseline.json --write-baseline
+  edgeopt gate out/model --write-baseline baseline.json
   edgeopt gate out/model --policy policy.yaml --keep-failures
 
 \b
@@ -32,7 +32,7 @@ JSON_FILE = "gate.json"
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--policy", type=click.Path(path_type=Path), help="Limits, YAML.  [default: the recipe's, else built in]")
 @click.option("--baseline", type=click.Path(path_type=Path), help="What may not get worse, JSON.")
-@click.option("--write-baseline", is_flag=True, help="Write the baseline from this run, in place of comparing with it.")
+@click.option("--write-baseline", type=click.Path(path_type=Path), help="Write a baseline of this run, JSON.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Where the recipe is now, if it moved.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML.")
 @click.option("--sarif", type=click.Path(path_type=Path), help="Write SARIF 2.1.0.")
@@ -40,6 +40,8 @@ JSON_FILE = "gate.json"
 @click.option("--keep-failures", is_flag=True, help="Add samples that flipped to the policy's regression file.")
 @click.option("--localize", is_flag=True, help="Say which layers lose most, also if all is well.")
 @click.option("--bisect", "bisect_wanted", is_flag=True, help="If it fails: the smallest set of layers to keep float.")
+@click.option("--repro", type=click.Path(path_type=Path), help="If it fails: a folder with the part that differs.")
+@click.option("--mlflow", metavar="URI", help="Log run, metrics and artifacts to this MLflow server or folder.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print the result as one JSON document.")
 def command(run: Path, json_wanted: bool, github: bool, bisect_wanted: bool, **options: Any) -> int:
     """Judge a finished run by running its artifacts again.
@@ -51,25 +53,45 @@ def command(run: Path, json_wanted: bool, github: bool, bisect_wanted: bool, **o
     judged = judge_in_worker(
         run,
         policy,
-        baseline=None if options["write_baseline"] else baseline,
-        write_baseline=options["write_baseline"],
+        baseline=baseline,
+        write_baseline=options["write_baseline"] is not None,
         recipe=options["recipe"],
         keep_failures=options["keep_failures"],
         localize=options["localize"],
     )
     if judged.baseline is not None:
-        assert baseline is not None
-        _write(baseline, judged.baseline)
-        click.echo(f"baseline: {baseline}", err=True)
+        _write(options["write_baseline"], judged.baseline)
+        click.echo(f"baseline: {options['write_baseline']}", err=True)
     if judged.regression is not None:
         assert policy.regression.file is not None
         _write(policy.regression.file, judged.regression)
         click.echo(f"regression set: {policy.regression.file}", err=True)
     files = {"junit": options["junit"], "sarif": options["sarif"]}
     code = show(judged.result, run, json_wanted=json_wanted, github=github, **files)
+    if options["mlflow"] is not None:
+        from edgeopt.report.tracking import log_to_mlflow
+
+        click.echo(f"mlflow: run {log_to_mlflow(judged.result, run, options['mlflow'])}", err=True)
     if bisect_wanted and code:
         _bisect(run, judged.result, policy, baseline, options["recipe"], err=json_wanted)
+    if options["repro"] is not None:
+        _reproduce(run, judged.result, options["repro"], options["recipe"], err=json_wanted)
     return code
+
+
+def _reproduce(run: Path, result: GateResult, folder: Path, recipe: Path | None, *, err: bool) -> None:
+    """Cut out what differs, print what it shows. The exit code stays: there may be nothing that can be cut out."""
+    from edgeopt.cli.isolated import in_worker
+    from edgeopt.gate.repro import NothingToShowError, ReproJob
+
+    job = ReproJob(run.absolute(), result, folder.absolute(), recipe)
+    try:
+        text: str = in_worker("repro", "edgeopt.gate.repro:write", job, limit_s=LIMIT_S)
+    except NothingToShowError as error:
+        click.echo(f"repro: {error}", err=err)
+        return
+    click.echo(text, nl=False, err=err)
+    click.echo(f"repro: python {folder / 'repro.py'}", err=err)
 
 
 def _bisect(
@@ -80,15 +102,22 @@ def _bisect(
 
     from edgeopt.cli.progress import showing
     from edgeopt.gate.bisect import bisect
+    from edgeopt.gate.judge import GateJob
     from edgeopt.gate.run_folder import read_run
+    from edgeopt.pipeline.worker import Call, Workers
 
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as work, showing():
-        found = bisect(
-            read_run(run, recipe),
-            result,
-            lambda out: judge_in_worker(out, policy, baseline=baseline).result,
-            Path(work),
-        )
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeopt-") as work,
+        Workers(Path(work) / "logs", preload="edgeopt.gate.judge") as workers,  # imported once for all that follows
+        showing(),
+    ):
+
+        def judged(out: Path) -> GateResult:
+            job = GateJob(out, policy, baseline=baseline)
+            found: Judged = workers.run_one("gate", Call("edgeopt.gate.judge:judge", job, LIMIT_S))
+            return found.result
+
+        found = bisect(read_run(run, recipe), result, judged, Path(work), workers=workers)
     if found.kept is None:
         click.echo(f"bisect: no set of layers passes, so quantization is not the cause: {found.headline}", err=err)
     elif not found.kept:
@@ -149,23 +178,25 @@ def show(
 
 
 def _asked(run: Path, options: dict[str, Any]) -> tuple[Policy, Path | None]:
-    """Policy and baseline: from the options, else from the recipe of the run."""
+    """Policy and baseline: from the options, else from the recipe of the run.
+
+    Where a new baseline is made, the recipe's is not held against the run: it is what is to be replaced.
+    """
     from edgeopt.gate.policy import Policy, load_policy
 
     policy_file, baseline = options["policy"], options["baseline"]
     if (policy_file is None or baseline is None) and run.is_dir():
         files = _of_recipe(run, options["recipe"])
         policy_file = policy_file or files[0]
-        baseline = baseline or files[1]
+        baseline = baseline or (files[1] if options["write_baseline"] is None else None)
     policy = load_policy(policy_file) if policy_file is not None else Policy()
-    if options["write_baseline"] and baseline is None:
-        raise UsageError("--write-baseline needs a file", hint="Give --baseline FILE.")
     if options["keep_failures"] and policy.regression.file is None:
         raise UsageError(
             "--keep-failures needs a file", hint="Name it in the policy: `regression: {file: regression.json}`."
         )
-    if baseline is not None and not options["write_baseline"] and not baseline.exists():
-        raise UsageError("there is no such baseline", where=str(baseline), hint="Make it with --write-baseline.")
+    if baseline is not None and not baseline.exists():
+        hint = f"Make it with --write-baseline {baseline}."
+        raise UsageError("there is no such baseline", where=str(baseline), hint=hint)
     return policy, baseline
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from edgeopt.runtimes.mil_reference.package import Feature
+    from edgeopt.runtimes.mil_reference.program import Feature
 
 EXAMPLES = """\b
 Examples:
@@ -43,6 +43,7 @@ def command(file: Path, target: str | None, json_wanted: bool) -> int:
 
     file = file / "model.onnx" if (file / "model.onnx").is_file() else file  # a bundle
     found = describe(file)
+    found["confidence"] = _confidence(file)
     verdict = rules.judge(file, target) if target is not None else None
     code = 1 if verdict is not None and verdict.broken else 0
     if json_wanted:
@@ -64,6 +65,8 @@ def command(file: Path, target: str | None, json_wanted: bool) -> int:
         click.echo(f"  preprocess: {json.dumps(found['preprocess'])}")
     if found["labels"]:
         click.echo(f"  labels: {', '.join(found['labels'])}")
+    if found["confidence"]:
+        click.echo(f"  confidence: {json.dumps(found['confidence'])}")
     for kind, stored in found.get("compression", {}).items():
         click.echo(
             f"  stored as {kind}: {stored['constants']} constants, {stored['values']} values,"
@@ -86,6 +89,13 @@ def command(file: Path, target: str | None, json_wanted: bool) -> int:
             f"zero point {_few(sorted(set(grid['zero_point'])))}{axis}"
         )
     return 0
+
+
+def _confidence(file: Path) -> dict[str, Any] | None:
+    from edgeopt.pipeline.confidence import read
+
+    found = read(file)
+    return None if found is None else found.model_dump(mode="json")
 
 
 def describe(file: Path) -> dict[str, Any]:

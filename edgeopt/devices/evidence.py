@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeopt.devices import packs
 from edgeopt.devices.engines import group_of
-from edgeopt.devices.predict import find_basis, measured_engines
+from edgeopt.devices.predict import find_basis, measured_engines, waits
 from edgeopt.devices.profile import ComputeUnit, DeviceProfile, Precision, Runtime
 from edgeopt.errors import DeviceUnreachable
 from edgeopt.types import Frozen
@@ -20,7 +20,7 @@ class Evidence(Frozen):
     basis: str
     """``fitted``, ``transferred``, or ``none`` where no prediction is to be had."""
     rows: int
-    """Published measurements of the device itself."""
+    """Published measurements of the device itself; without campaigns whose threads waited for each other."""
     threads: tuple[str, ...]
     """Thread counts that they were made with; empty where that has no meaning or is not known."""
     held_out_error_pct: float | None
@@ -38,7 +38,7 @@ def evidence(device: DeviceProfile) -> tuple[Evidence, ...]:
                 c
                 for engine in engines
                 for c in packs.groups()[group_of(engine)].pack.configurations
-                if c.engine == engine and c.device in device.measured_as
+                if c.engine == engine and c.device in device.measured_as and not waits(c)
             ]
             try:
                 basis = find_basis(device, support, precision)
@@ -47,7 +47,8 @@ def evidence(device: DeviceProfile) -> tuple[Evidence, ...]:
             else:
                 kind = "fitted" if basis.configuration is not None else "transferred"
                 pack = basis.group.pack
-                judged = pack.held_out.get("families" if kind == "fitted" else "devices_0")
+                unfitted: packs.Regime = "threads" if basis.other_threads else "devices_0"
+                judged = pack.held_out.get("families" if kind == "fitted" else unfitted)
                 if basis.configuration is not None:
                     judged = pack.errors.get(f"{basis.configuration.device}|{basis.engine}", judged)
                 error = judged.error_pct if judged else None

@@ -14,11 +14,11 @@ import onnx_ir as ir
 from pydantic import ConfigDict, ValidationError
 from ruamel.yaml import YAML
 
-from edgeopt.devices import adapt, rates
+from edgeopt.devices import adapt, probing, rates
 from edgeopt.devices.engines import fusion_of
 from edgeopt.devices.kernels import FUSION, fuse, matrix
 from edgeopt.devices.predict import Basis, find_basis, predict_operations
-from edgeopt.devices.profile import AdaptedRates, ComputeUnit, DeviceProfile, Precision, Runtime, RuntimeSupport
+from edgeopt.devices.profile import AdaptedRates, ComputeUnit, DeviceProfile, Like, Precision, Runtime, RuntimeSupport
 from edgeopt.errors import UsageError
 from edgeopt.graph.cost import operations
 from edgeopt.types import Frozen
@@ -106,8 +106,8 @@ def read_results(path: Path) -> list[MeasuredLatency]:
 def fit(device: DeviceProfile, probes: Sequence[Probe]) -> tuple[DeviceProfile, tuple[Change, ...]]:
     """The profile with rates that follow the probes, and what changed.
 
-    Each runtime, unit, precision and thread count is fitted by itself: its prior is what the profile predicts
-    without the probes, so that three probes already move all rates in the ways in which devices differ.
+    Each runtime, unit, precision and thread count is fitted by itself. Where the device was measured before, its prior
+    is what the profile predicts without the probes; where not, all measured devices are, by how well they agree.
 
     Raises:
         UsageError: no probe, or one whose runtime the profile does not have.
@@ -151,29 +151,25 @@ def _support(device: DeviceProfile, runtime: Runtime, unit: ComputeUnit, precisi
 
 
 def _adapted(basis: Basis, probes: Sequence[Probe]) -> AdaptedRates:
-    group = basis.group
+    group, own = basis.group, basis.configuration
     rules = FUSION[fusion_of(basis.engine)]
     x = np.array([matrix(fuse(operations(probe.model), rules)).sum(0) for probe in probes])
     y = np.log([probe.ms for probe in probes])
-    offset, _ = group.shared_offset(x)
-    covariance = group.covariance
-    if basis.configuration is not None:
-        offset = offset + group.own_offset(x, basis.configuration)
-        covariance = covariance * OWN_ROWS
+    names = [probe.name for probe in probes]
+    if own is None:
+        return probing.adapted(group, basis.engine, x, y, names, basis.threads)
+    offset = group.shared_offset(x)[0] + group.own_offset(x, own)
     composition = rates.composition(x, group.mean)
-    near = group.probe_likeness(composition, composition)
-    noise = near + (0.5 * group.pack.noise + 1e-4) * np.eye(len(probes))
-    theta, weights = adapt.probed(x, y, offset, basis.theta, covariance, noise)
-    if basis.configuration is not None:  # the configuration's own process is not kept: its part goes into the weights
-        own = group.own_offset(x, basis.configuration)
-        weights = weights + np.linalg.solve(noise, own)
+    noise = group.residual(composition, composition) + 1e-4 * np.eye(len(probes))
+    theta, weights = adapt.probed(x, y, offset, basis.theta, group.covariance * OWN_ROWS, noise)
     return AdaptedRates(
         engine=basis.engine,
         threads=basis.threads,
         theta=tuple(float(value) for value in theta),
         composition=tuple(tuple(float(value) for value in line) for line in composition),
         weights=tuple(float(value) for value in weights),
-        probes=tuple(probe.name for probe in probes),
+        like=(Like(device=own.device, engine=own.engine, threads=own.threads, campaign=own.campaign, share=1),),
+        probes=tuple(names),
     )
 
 

@@ -19,12 +19,13 @@ from edgeopt.devices import rates
 from edgeopt.devices.catalogue import folder
 from edgeopt.devices.kernels import QUANTITIES
 from edgeopt.devices.profile import AdaptedRates
-from edgeopt.errors import SetupError
+from edgeopt.errors import SetupError, UsageError
 from edgeopt.types import Frozen
 
 Array = npt.NDArray[np.float64]
-Regime = Literal["random", "families", "devices_0", "devices_3"]
-"""What was held out: random models; whole families; whole devices with no probe, and with three."""
+Regime = Literal["random", "families", "devices_0", "devices_3", "threads"]
+"""What was held out: random models; whole families; whole devices with no probe, and with three; a device's rows with
+one number of threads."""
 
 
 class HeldOut(Frozen):
@@ -34,8 +35,8 @@ class HeldOut(Frozen):
     error_pct: float
     """Median absolute percentage error."""
     spread: float
-    """Multiple of a row's own scale that covers 90 % of the held-out log errors; with ``devices_0`` that scale is 1,
-    for what is not known of a device has nothing to do with the model."""
+    """Multiple of a row's own scale that covers 90 % of the held-out log errors; with ``devices_0`` and ``threads``
+    that scale is 1, for what is not known of a device has nothing to do with the model."""
 
 
 class Configuration(Frozen):
@@ -47,8 +48,21 @@ class Configuration(Frozen):
     campaign: str
     rows: int
     theta: tuple[float, ...]
-    own: tuple[tuple[int, float], ...]
-    """Index of a model and its weight in the configuration's own process."""
+    own: tuple[tuple[int, float, float], ...]
+    """Index of a model, its weight in the configuration's own process, and what its row has beyond both, log."""
+
+
+class Widths(Frozen):
+    """How much a device may differ from the measured one that it is most like (``devices.probing``).
+
+    Shares of the group's covariance of ``rates`` and of the ``residual`` covariance, variance of ``speed`` (log
+    latency squared), and what a double measured with ``other_engine`` loses in log weight.
+    """
+
+    rates: float
+    residual: float
+    speed: float
+    other_engine: float
 
 
 class Pack(Frozen):
@@ -70,6 +84,11 @@ class Pack(Frozen):
     """Of the shared process, by model."""
     offset: tuple[float, ...]
     """What the group has beyond the rates for a model that it has seen, log."""
+    residual: tuple[tuple[float, ...], ...]
+    """Lower triangle, by model: covariance between configurations of what rates and the shared process leave."""
+    widths: Widths
+    probes: tuple[str, ...]
+    """Which models to measure first on a device that is not here, the most telling one first."""
     configurations: tuple[Configuration, ...]
     held_out: dict[Regime, HeldOut]
     errors: dict[str, HeldOut] = Field(default_factory=dict)
@@ -94,6 +113,24 @@ class Group:
     def composition(self) -> Array:
         return np.array(self.pack.composition)
 
+    @cached_property
+    def thetas(self) -> Array:
+        """Log rates (configurations, quantities)."""
+        return np.array([c.theta for c in self.pack.configurations])
+
+    @cached_property
+    def _residual(self) -> Array:
+        size = len(self.pack.residual)
+        lower = np.zeros((size, size))
+        lower[np.tril_indices(size)] = [value for line in self.pack.residual for value in line]
+        full: Array = lower + np.tril(lower, -1).T
+        return full
+
+    def _seen(self, composition: Array) -> npt.NDArray[np.int64]:
+        """Index of the group's model that each one is, -1 for one that it has not seen."""
+        away = np.abs(composition[:, None, :] - self.composition[None]).max(2)
+        return np.where(away.min(1) < SAME, away.argmin(1), -1)
+
     def shared_offset(self, x: Array) -> tuple[Array, Array]:
         """Log latency that like models of the group have beyond the sum of rates, and the scale of what is left.
 
@@ -103,33 +140,67 @@ class Group:
         Returns:
             both of shape (models,).
         """
-        near = rates.likeness(rates.composition(x, self.mean), self.composition, rates.PROCESS.length)
+        place = rates.composition(x, self.mean)
+        near = rates.likeness(place, self.composition, rates.PROCESS.length)
         scale = np.sqrt(self.pack.noise + rates.PROCESS.shared * (1 - near.max(1) ** 2))
-        return rates.PROCESS.shared * near @ np.array(self.pack.weights), scale
+        seen = self._seen(place)
+        offset = rates.PROCESS.shared * near @ np.array(self.pack.weights)
+        return np.where(seen >= 0, np.array(self.pack.offset)[seen], offset), scale
 
     def own_offset(self, x: Array, configuration: Configuration) -> Array:
         """The same for what only this configuration shows."""
         if not configuration.own:
             return np.zeros(len(x))
-        index = [i for i, _ in configuration.own]
-        near = rates.likeness(rates.composition(x, self.mean), self.composition[index], rates.PROCESS.own_length)
-        offset: Array = rates.PROCESS.own * near @ np.array([weight for _, weight in configuration.own])
-        return offset
+        place = rates.composition(x, self.mean)
+        index = [i for i, _, _ in configuration.own]
+        near = rates.likeness(place, self.composition[index], rates.PROCESS.own_length)
+        offset: Array = rates.PROCESS.own * near @ np.array([weight for _, weight, _ in configuration.own])
+        left = {i: value for i, _, value in configuration.own}
+        return offset + KEPT * np.array([left.get(int(i), 0.0) for i in self._seen(place)])
 
     def adapted_offset(self, x: Array, adapted: AdaptedRates) -> Array:
-        """What probes of one's own board showed beyond its rates, for models like them."""
-        near = self.probe_likeness(rates.composition(x, self.mean), np.array(adapted.composition))
-        offset: Array = near @ np.array(adapted.weights)
+        """What probes of one's own board showed beyond its rates, and what those that it resembles show.
+
+        Of a device without rows, latency is the (geometric) mean over those it is like, pulled by the probes; its
+        rates only deal the time out to kernels.
+        """
+        place = rates.composition(x, self.mean)
+        offset: Array = self.residual(place, np.array(adapted.composition)) @ np.array(adapted.weights)
+        if adapted.pull:
+            from_rates = rates.log_latency(x, np.array(adapted.theta))
+            offset = offset + rates.shares(x, self.mean) @ np.array(adapted.pull) + adapted.shift - from_rates
+        by_name = {(c.device, c.engine, c.threads, c.campaign): c for c in self.pack.configurations}
+        for like in adapted.like:
+            found = by_name.get((like.device, like.engine, like.threads, like.campaign))
+            if found is None:
+                raise UsageError(
+                    f"the profile was fitted to measurements of {like.device} that this version does not have",
+                    hint="Fit it again: edgeopt bench --fit NAME results.json.",
+                )
+            offset = offset + like.share * self.own_offset(x, found)
+            if adapted.pull:
+                offset = offset + like.share * rates.log_latency(x, np.array(found.theta))
         return offset
 
-    def probe_likeness(self, a: Array, b: Array) -> Array:
-        """Covariance of residuals between models by their composition: half of the noise is shared by likes."""
-        shared: Array = 0.5 * self.pack.noise * rates.likeness(a, b, PROBE_LENGTH)
-        return shared
+    def residual(self, a: Array, b: Array) -> Array:
+        """Covariance of what rates leave between models by their composition.
+
+        As it was seen between models of the group; of others half is shared by likes, and half is a model's own.
+        """
+        same = np.abs(a[:, None, :] - b[None]).max(2) < SAME
+        found: Array = 0.5 * self.pack.noise * (rates.likeness(a, b, PROBE_LENGTH) + same)
+        seen_a, seen_b = self._seen(a), self._seen(b)
+        known = np.ix_(seen_a >= 0, seen_b >= 0)
+        found[known] = self._residual[np.ix_(seen_a[seen_a >= 0], seen_b[seen_b >= 0])]
+        return found
 
 
 PROBE_LENGTH = 0.25
 """How far probes speak for models of other composition (cross-validated with the rest)."""
+KEPT = 0.7
+"""Of what a published row has beyond the fit, so much is taken for the model's and the device's; the rest for noise."""
+SAME = 2e-3
+"""Compositions that differ by less are those of one model: they are kept with four digits."""
 
 
 @lru_cache(maxsize=1)

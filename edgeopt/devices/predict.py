@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from edgeopt.devices import adapt, catalogue, packs
 from edgeopt.devices.engines import engine_of, fusion_of, group_of
-from edgeopt.devices.kernels import COMPUTE, FUSION, OVERHEAD, QUANTITIES, Kernel, fuse, matrix
+from edgeopt.devices.kernels import COMPUTE, FUSION, OVERHEAD, QUANTITIES, UNITS, Kernel, fuse, matrix
 from edgeopt.devices.packs import Configuration, Group
-from edgeopt.devices.prediction import Bound, KernelCost, Prediction, RestsOn
+from edgeopt.devices.prediction import Bound, HeldOutKind, KernelCost, Prediction, RestsOn
 from edgeopt.devices.profile import (
     BYTES,
     AdaptedRates,
@@ -39,6 +39,12 @@ _CLASS: dict[str, Bound] = {
 }
 ENOUGH_PROBES = 3
 """With fewer rows or probes a device is judged as one of which nothing is known."""
+LONGEST_START_MS = 0.5
+"""Of a kernel on a CPU. Measured campaigns lie below 0.25 ms or above 0.75 ms; a scheduler's turn takes 1 to 4 ms."""
+WINOGRAD_SAVES = 4.0
+"""Multiplications that F(4×4, 3×3) spares (Lavin and Gray, CVPR 2016)."""
+TOO_WIDE = 4.0
+"""``high`` over ``low`` beyond which a prediction decides nothing, and says so."""
 _UNDELEGATED = {"tflite": ("tflite", "xnnpack"), "qnn": ("qnn", "snpe")}
 """Runtime → what the measurements call it where the profile names no delegate."""
 
@@ -56,13 +62,22 @@ class Basis:
     threads: int | None
     warnings: tuple[str, ...] = ()
     adapted: AdaptedRates | None = None
+    other_threads: bool = False
+    """Transferred from the device's own rows with another number of threads."""
 
     @property
     def regime(self) -> packs.Regime:
         """Which held-out rows tell how far such a prediction may be off."""
         if self.adapted is not None:
             return "devices_3" if self.rows >= ENOUGH_PROBES else "devices_0"
+        if self.other_threads:
+            return "threads"
         return "families" if self.configuration is not None and self.rows >= ENOUGH_PROBES else "devices_0"
+
+    @property
+    def held_out(self) -> HeldOutKind:
+        """The same in a word."""
+        return "families" if self.regime == "families" else "threads" if self.regime == "threads" else "devices"
 
 
 def predict(
@@ -162,8 +177,10 @@ def predict_operations(
             hint="Measure it on the device: edgeopt bench MODEL --on ssh://user@host.",
         )
     judged = basis.group.pack.held_out.get(basis.regime)
-    own_scale = 1.0 if basis.regime == "devices_0" else float(scale[0])
+    own_scale = 1.0 if basis.regime in ("devices_0", "threads") else float(scale[0])
     width = float(np.exp((judged.spread if judged else 3.0) * own_scale))
+    floor_ms = at_least_ms(quantities, device, support, precision, basis.threads)
+    low, high = max(median / width, min(floor_ms, median)), median * width
     has_mb = device.memory_gb.value * 1e3 if device.memory_gb else None
     return Prediction(
         device=device.id,
@@ -173,8 +190,8 @@ def predict_operations(
         delegate=support.delegate,
         threads=basis.threads,
         median_ms=median,
-        low_ms=median / width,
-        high_ms=median * width,
+        low_ms=low,
+        high_ms=high,
         basis="transferred" if basis.configuration is None and basis.adapted is None else "fitted",
         coverage=coverage,
         bound=_bound(times.sum(0)),
@@ -187,10 +204,45 @@ def predict_operations(
             rows=basis.rows,
             pooled_rows=sum(c.rows for c in basis.group.pack.configurations),
             held_out_error_pct=judged.error_pct if judged else None,
-            held_out="families" if basis.regime == "families" else "devices",
+            held_out=basis.held_out,
         ),
         warnings=basis.warnings,
+        narrower=_narrower(device, basis) if high > TOO_WIDE * low else None,
     )
+
+
+def at_least_ms(
+    quantities: Array, device: DeviceProfile, support: RuntimeSupport, precision: Precision, threads: int | None
+) -> float:
+    """What no run can be faster than: its arithmetic at the unit's peak. 0 where the profile knows no peak.
+
+    Args:
+        quantities: (kernels, QUANTITIES).
+    """
+    peak = device.peak_gops(support.unit, precision, threads)
+    if peak is None:
+        return 0.0
+    total = quantities.sum(0) * UNITS
+    macs = sum(
+        float(total[position]) / (WINOGRAD_SAVES if name == "macs_3x3" else 1)
+        for position, name in enumerate(QUANTITIES)
+        if name in COMPUTE
+    )
+    return 2 * macs / peak / 1e6
+
+
+def _narrower(device: DeviceProfile, basis: Basis) -> str:
+    models = ", ".join(map(_plain, basis.group.pack.probes))
+    return (
+        f"measure three models on such a board, then edgeopt bench --fit {device.id} results.json; most telling for "
+        f"{basis.engine} are nets like {models}"
+    )
+
+
+def _plain(model: str) -> str:
+    """``mobilenet_v1 at 3x224x224`` for ``source:mobilenet_v1@3x224x224``; a size that says nothing is left out."""
+    name, _, size = model.rpartition(":")[2].partition("@")
+    return f"{name} at {size}" if "x" in size else name
 
 
 def _bound(times: Array) -> Bound:
@@ -260,7 +312,8 @@ def find_basis(
         for c in group.pack.configurations
         if c.engine == engine and c.device in device.measured_as
     ]
-    exact = [(group, c) for group, c in own if not cpu or threads_of(c) == wanted]
+    same = [(group, c) for group, c in own if not cpu or threads_of(c) == wanted]
+    exact = [(group, c) for group, c in same if not waits(c)]
     if exact:
         group, chosen = max(exact, key=lambda pair: _preference(pair[1], device))
         rows = sum(c.rows for _, c in exact if c.device == chosen.device and c.engine == chosen.engine)
@@ -277,8 +330,19 @@ def find_basis(
         device, pooled.pack.configurations, pooled.pack.thread_exponent, wanted, support.unit, precision
     )
     theta = adapt.transferred(pooled.mean, relatives)
-    warnings = () if relatives else ("no relative of this device was measured; the rates are those of all devices",)
-    return Basis(pooled, engine, theta, None, 0, wanted, warnings)
+    warnings = []
+    if same:
+        rows = sum(c.rows for _, c in same)
+        warnings.append(
+            f"{device.id} {engine}: its {rows} published rows are left out: their threads waited for each other, "
+            f"{float(np.exp(same[0][1].theta[0])):.1f} ms for every kernel"
+        )
+    if not relatives:
+        warnings.append("no relative of this device was measured; the rates are those of all devices")
+    mine = any(
+        c.device in device.measured_as and not waits(c) for c in pooled.pack.configurations if c.engine == engine
+    )
+    return Basis(pooled, engine, theta, None, 0, wanted, tuple(warnings), other_threads=cpu and mine)
 
 
 def nearest_engine(support: RuntimeSupport, precision: Precision) -> str:
@@ -287,11 +351,20 @@ def nearest_engine(support: RuntimeSupport, precision: Precision) -> str:
 
 
 def threads_of(configuration: Configuration) -> int | None:
-    """None where it is not known; TFLite submissions that do not say run as with one thread."""
+    """None where it is not known; TFLite submissions that do not say run as with one thread, Arm NN's as with many."""
     text = configuration.threads.split(" ")[0]
     if text.isdigit():
         return int(text)
-    return 1 if configuration.engine.split("/")[0] in ("tflite", "armnn") else None
+    return 1 if configuration.engine.split("/")[0] == "tflite" else None
+
+
+def waits(configuration: Configuration) -> bool:
+    """Whether its threads wait for each other longer than a kernel's start can take: its times are the machine's rest.
+
+    Such campaigns spend the same milliseconds for each kernel, small or large: more threads than free cores.
+    """
+    on_cpu = configuration.engine.split("/")[1] == "cpu"
+    return on_cpu and float(np.exp(configuration.theta[QUANTITIES.index("weighted_kernels")])) > LONGEST_START_MS
 
 
 def _preference(configuration: Configuration, device: DeviceProfile) -> tuple[int, int, str]:
@@ -315,7 +388,7 @@ def relative_rates(
     owners = {name: profile for profile in catalogue.profiles() for name in profile.measured_as}
     known: list[Configuration] = []
     for names in (device.measured_as, *((name,) for name in device.relatives), tuple(owners)):
-        known = known or [c for c in configurations if c.device in names]
+        known = known or [c for c in configurations if c.device in names and not waits(c)]
     found = []
     for name in dict.fromkeys(c.device for c in known):
         mine = [c for c in known if c.device == name]

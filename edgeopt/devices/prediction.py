@@ -8,6 +8,7 @@ from edgeopt.devices.profile import ComputeUnit, Precision, Runtime
 from edgeopt.types import Frozen
 
 Bound = Literal["compute", "memory", "overhead"]
+HeldOutKind = Literal["families", "devices", "threads"]
 
 
 class KernelCost(Frozen):
@@ -34,8 +35,9 @@ class RestsOn(Frozen):
     """Rows of all devices that the fit of this runtime rests on."""
     held_out_error_pct: float | None
     """Median absolute percentage error on held-out rows of the same kind."""
-    held_out: Literal["families", "devices"]
-    """What was held out: whole model families where the device is in the data, else whole devices."""
+    held_out: HeldOutKind
+    """What was held out: whole model families where the device is in the data, its rows with such a number of threads
+    where it was measured with another, else whole devices."""
 
 
 class Prediction(Frozen):
@@ -66,3 +68,5 @@ class Prediction(Frozen):
     fits_memory: bool | None
     rests_on: RestsOn
     warnings: tuple[str, ...] = ()
+    narrower: str | None = None
+    """What would narrow an interval that is too wide to decide on (``predict.TOO_WIDE``); None where it is not."""

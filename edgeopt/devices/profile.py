@@ -71,6 +71,16 @@ class PowerMode(Frozen):
     watts: Figure | None
 
 
+class Like(Frozen):
+    """A measured configuration that a probed device resembles."""
+
+    device: str
+    engine: str
+    threads: str
+    campaign: str
+    share: Positive
+
+
 class AdaptedRates(Frozen):
     """Rates that were fitted to measurements of one's own board: ``edgeopt bench --fit``."""
 
@@ -83,6 +93,12 @@ class AdaptedRates(Frozen):
     """Where the measured models lie, and"""
     weights: tuple[float, ...]
     """their weights in what the rates do not say."""
+    like: tuple[Like, ...] = ()
+    """Whose own process counts here; of a device without rows, whom it resembles. Shares add up to 1."""
+    pull: tuple[float, ...] = ()
+    """Of a device without rows: how log latency differs from that of those it is like, by share of a quantity, and"""
+    shift: float = 0.0
+    """the same for all models."""
     probes: tuple[str, ...] = Field(min_length=1)
     """The models that were measured."""
 

@@ -530,6 +530,31 @@ def cut(model: Model, names: Iterable[str]) -> Cut:
     return Cut(write(result), produced, consumed, tuple(missing))
 
 
+def drop_unused(model: Model) -> None:
+    """Remove operators whose results nobody reads, then tensors that nobody names; order is kept. In place."""
+    needed = set(model.outputs)
+    kept: list[Operator] = []
+    for operator in reversed(model.operators):
+        if needed.intersection(operator.outputs):
+            kept.append(operator)
+            needed.update(operator.inputs)
+    model.operators = kept[::-1]
+    used = set(model.inputs) | set(model.outputs)
+    for operator in model.operators:
+        used.update(operator.inputs)
+        used.update(operator.outputs)
+    order = sorted(used)
+    place = {old: new for new, old in enumerate(order)}
+    model.tensors = [model.tensors[old] for old in order]
+    for operator in model.operators:
+        operator.inputs = tuple(place[index] for index in operator.inputs)
+        operator.outputs = tuple(place[index] for index in operator.outputs)
+    model.inputs = [place[index] for index in model.inputs]
+    model.outputs = [place[index] for index in model.outputs]
+    model.signature_inputs = {name: place[index] for name, index in model.signature_inputs.items()}
+    model.signature_outputs = {name: place[index] for name, index in model.signature_outputs.items()}
+
+
 def integers_of(model: Model, name: str, index_of: Mapping[str, int] | None = None) -> int | None:
     """Index of the integer tensor of a value: called ``name``, or ``name__q`` if a float one has that name."""
     index_of = model.names() if index_of is None else index_of

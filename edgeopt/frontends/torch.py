@@ -76,12 +76,29 @@ def load_torch(
         UnsupportedOperator: an operator without an ONNX form; names node, operator and the user's line.
         MissingPackage: torch or onnxscript is not installed.
     """
+    request = dict(open_torch(factory, weights, inputs, root=root, trained=trained).request)
+    return _load(request, "torch", [file for file in (weights, trained) if file is not None], limit_s)
+
+
+def open_torch(
+    factory: str,
+    weights: Path | None,
+    inputs: Mapping[str, tuple[int, ...]],
+    *,
+    root: Path,
+    trained: Path | None = None,
+) -> TorchSource:
+    """The module, to be run; nothing is exported. Arguments as for ``load_torch``.
+
+    Raises:
+        ModelError: no factory, or no such file; what else is wrong with it shows when it runs.
+    """
     if ":" not in factory:
         raise ModelError(f"{factory!r} is no factory", hint="Write it as 'module:function', for example 'model:build'.")
     if weights is not None and not weights.is_file():
         raise ModelError("there is no such file", where=str(weights), hint="Check model.weights in the recipe.")
-    request = module_request(factory, weights, inputs, root=root, trained=trained)
-    return _load(request, "torch", [file for file in (weights, trained) if file is not None], limit_s)
+    _need_torch()
+    return TorchSource(module_request(factory, weights, inputs, root=root, trained=trained))
 
 
 def module_request(
@@ -120,23 +137,35 @@ def load_exported(
     Raises:
         ModelError, UnsupportedOperator, MissingPackage: as ``load_torch``; and an archive that could run code.
     """
+    return _load(dict(open_exported(path, trust=trust, inputs=inputs).request), "exported", [path], limit_s)
+
+
+def open_exported(
+    path: Path, *, trust: bool = False, inputs: Mapping[str, tuple[int, ...]] | None = None
+) -> TorchSource:
+    """The program of a ``.pt2``, to be run; no ONNX is made of it. Arguments and errors as for ``load_exported``."""
     if not path.is_file():
         raise ModelError("there is no such file", where=str(path), hint="Check the path; it is relative to the recipe.")
     if not trust:
         refuse_what_runs_code(path)
-    request = {
-        "exported": str(path.resolve()),
-        "inputs": {name: list(sizes) for name, sizes in (inputs or {}).items()},
-    }
-    return _load(request, "exported", [path], limit_s)
+    _need_torch()
+    return TorchSource(
+        {
+            "exported": str(path.resolve()),
+            "inputs": {name: list(sizes) for name, sizes in (inputs or {}).items()},
+        }
+    )
+
+
+def _need_torch() -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise MissingPackage("torch", "torch", "importing a PyTorch model")
 
 
 def _load(request: dict[str, Any], kind: Literal["torch", "exported"], files: list[Path], limit_s: float) -> Imported:
     for sizes in request["inputs"].values():
         if any(not isinstance(size, int) or size < 1 for size in sizes):
             raise ModelError(f"{sizes} leaves sizes open", hint="Every size of model.inputs is a number, at least 1.")
-    if importlib.util.find_spec("torch") is None:
-        raise MissingPackage("torch", "torch", "importing a PyTorch model")
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         out = Path(folder) / "model.onnx"
         with _Worker({**request, "do": "export", "out": str(out)}, limit_s) as worker:

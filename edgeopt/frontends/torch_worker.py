@@ -112,12 +112,30 @@ def _write_onnx(loaded: Loaded, program: Any, out: Path) -> None:
             output_names=loaded.outputs,
             external_data=False,
             verbose=False,
+            optimize=False,
         )
     except torch.onnx.errors.OnnxExporterError as error:
         raise _unsupported(error, program, loaded.where) from error
     assert exported is not None
+    _fold(exported.model)
     _name_after_modules(exported.model)
     exported.save(str(out), external_data=False)
+
+
+def _fold(model: Any) -> None:
+    """What of the exporter's own optimizer the importer does not do: most of its time goes into rewriting patterns.
+
+    Those are the canonical passes' work, whatever a model came from. Sequences (of a split) are folded here, and a
+    ScatterND that writes all of a tensor, as an assignment to a slice of it becomes.
+    """
+    from onnxscript import optimizer, rewriter
+    from onnxscript.rewriter.rules.common import no_op_static_scatter_nd_rule
+
+    optimizer.inline(model)
+    optimizer.fold_constants(model, onnx_shape_inference=True)
+    if any(node.op_type == "ScatterND" for node in model.graph):
+        rewriter.rewrite(model, [no_op_static_scatter_nd_rule])
+    optimizer.remove_unused_nodes(model)
 
 
 def _unsupported(error: BaseException, program: Any, where: str) -> EdgeoptError:

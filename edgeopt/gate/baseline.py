@@ -96,5 +96,5 @@ def read(path: Path) -> Baseline:
         raise DataError(
             f"no baseline: {str(error).splitlines()[0]}",
             where=str(path),
-            hint="`edgeopt gate RUN --baseline FILE --write-baseline` writes one.",
+            hint="`edgeopt gate RUN --write-baseline FILE` writes one.",
         ) from error

@@ -3,6 +3,7 @@ converting and judging again, offered as a change of the recipe with what it cos
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from edgeopt.graph.placement import WEIGHTED
 from edgeopt.passes.quantize.quantize import Quantize
 from edgeopt.pipeline.record import Report
 from edgeopt.pipeline.run import Options, convert
+from edgeopt.pipeline.store import HOME
 from edgeopt.pipeline.verdict import GateResult
+from edgeopt.pipeline.worker import Workers
 from edgeopt.recipe.schema import Recipe
 from edgeopt.types import Frozen
 
@@ -49,6 +52,7 @@ class _Search:
     run: RunFolder
     work: Path
     judge: Judge
+    workers: Workers | None
     runs: int = 0
     headline: str = ""
 
@@ -56,7 +60,9 @@ class _Search:
         """The report of the run with these layers in float if it passes, else None."""
         self.runs += 1
         out = self.work / f"run-{self.runs}"
-        outcome = convert(_keeping(self.run.recipe, kept), out, Options(root=self.run.root))
+        # What is the same in all of them, training above all, is not done again.
+        shutil.copytree(self.run.out / HOME / "steps", out / HOME / "steps")
+        outcome = convert(_keeping(self.run.recipe, kept), out, Options(root=self.run.root), workers=self.workers)
         result = self.judge(out)
         if result.exit_code:
             self.headline = result.headline
@@ -64,7 +70,7 @@ class _Search:
         return outcome.report
 
 
-def bisect(run: RunFolder, result: GateResult, judge: Judge, work: Path) -> Bisected:
+def bisect(run: RunFolder, result: GateResult, judge: Judge, work: Path, *, workers: Workers | None = None) -> Bisected:
     """Search.
 
     Args:
@@ -72,6 +78,7 @@ def bisect(run: RunFolder, result: GateResult, judge: Judge, work: Path) -> Bise
         result: what the gate said of it.
         judge: judges a run by the same policy and baseline.
         work: a folder for runs, which the caller removes.
+        workers: for the conversions; None: each starts its own.
 
     Raises:
         UsageError: nothing was quantized.
@@ -79,7 +86,7 @@ def bisect(run: RunFolder, result: GateResult, judge: Judge, work: Path) -> Bise
     order = by_sensitivity(run, result)
     if not order:
         raise UsageError("no layer is quantized: there is nothing to keep in float", where=str(run.out))
-    search = _Search(run, work, judge)
+    search = _Search(run, work, judge, workers)
     if search.passes(()) is not None:
         return Bisected(kept=(), runs=search.runs, headline="converted again as it is, the run passes")
     found = search.passes(order)

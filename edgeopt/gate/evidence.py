@@ -6,11 +6,11 @@ files of a scratch folder, which the caller removes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,10 @@ from edgeopt.graph.quantization import Quantization
 from edgeopt.parity.localize import LOCALIZE_SAMPLES, TensorErrors, quantization_errors
 from edgeopt.parity.runners import FileRunner, open_file
 from edgeopt.runtimes.onnxruntime import Session
+from edgeopt.training.registry import TRAINED_GRAPH_PASSES
 
 Array = npt.NDArray[Any]
+Value = TypeVar("Value")
 Outputs = Mapping[str, Array]
 """Output name → array whose first axis are samples (a batch axis of 1 is dropped)."""
 
@@ -57,6 +59,14 @@ class Evidence:
         self.run, self.policy, self.scratch = run, policy, scratch
         self.baseline, self.localize = baseline, localize
         self._artifact_outputs: dict[str, Outputs] = {}
+        self._known: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, find: Callable[[], Value]) -> Value:
+        """What ``find`` returned when ``key`` was first asked for: what checks of several targets need alike."""
+        if key not in self._known:
+            self._known[key] = find()
+        found: Value = self._known[key]
+        return found
 
     # --- data
 
@@ -178,6 +188,12 @@ class Evidence:
 
     def few(self, limit: int) -> Few:
         return Few(self.samples, limit)
+
+    @property
+    def graph_was_trained(self) -> bool:
+        """Whether a pass trained the graph's weights after the import, for the integers: it is then no longer the
+        imported function, and nearness to float no longer what it was made for."""
+        return any(isinstance(step, TRAINED_GRAPH_PASSES) for step in self.run.recipe.passes)
 
     def asked_int8(self) -> bool:
         """Whether weighted operators were to be integers with static scales."""

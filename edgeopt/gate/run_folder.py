@@ -9,6 +9,7 @@ import onnx_ir as ir
 from pydantic import ValidationError
 
 from edgeopt.errors import UsageError
+from edgeopt.frontends import Source
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.parity.runners import runnable
 from edgeopt.pipeline import jobs
@@ -30,6 +31,7 @@ class RunFolder:
         source: the float graph as imported (canonical, before any pass changed it).
         graph: the float graph after all passes, and the table.
         artifacts: by target, those that were built.
+        trained: what the last training pass left of the recipe's module; None without training passes.
     """
 
     out: Path
@@ -41,11 +43,16 @@ class RunFolder:
     source: ir.Model
     graph: QuantizedGraph
     artifacts: dict[str, Artifact]
+    trained: Path | None = None
 
     @property
     def inputs(self) -> jobs.Inputs:
         data = self.recipe.data
         return jobs.Inputs(data.training, data.calibration, data.evaluation, self.recipe.preprocess, self.root)
+
+    def open_source(self) -> Source:
+        """The model as the user has it, or as training passes left it, to be run. Raises as ``jobs.open_source``."""
+        return jobs.open_source(self.recipe.model, self.root, trust=False, trained=self.trained)
 
     def path(self, target: str) -> Path:
         """Of the artifact that a user would ship."""
@@ -97,6 +104,7 @@ def read_run(out: Path, recipe: Path | None = None) -> RunFolder:
         asked, root = load_recipe(recipe), recipe if recipe.is_dir() else recipe.parent
     else:
         asked, root = read_request(out)
+    before_import = list(keys)[: list(keys).index("import")]  # training passes, in order
     artifacts = {}
     for name, record in report.targets.items():
         if record.path is not None and name in steps:
@@ -117,4 +125,5 @@ def read_run(out: Path, recipe: Path | None = None) -> RunFolder:
         source=ir.load(steps["import"] / jobs.GRAPH),
         graph=jobs.load_graph(steps["passes"]),
         artifacts=artifacts,
+        trained=steps[before_import[-1]] / jobs.MODULE if before_import else None,
     )

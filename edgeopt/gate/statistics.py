@@ -102,73 +102,33 @@ def normal_quantile(share: float) -> float:
     return NormalDist().inv_cdf(share)
 
 
-def softmax(logits: Array, temperature: float = 1.0) -> Array:
-    """[n, classes] → probabilities; stable for any float."""
-    scaled = np.asarray(logits, np.float64) / temperature
-    exponents = np.exp(scaled - scaled.max(1, keepdims=True))
-    result: Array = exponents / exponents.sum(1, keepdims=True)
-    return result
-
-
-def looks_like_probabilities(outputs: Array) -> bool:
-    """Rows [n, classes] that are non-negative and sum to one, within what a grid of 256 steps leaves."""
-    sums = outputs.sum(1)
-    return bool(outputs.min() >= -1e-3 and np.abs(sums - 1).max() <= 0.02 + 0.002 * outputs.shape[1])
-
-
-def probabilities(outputs: Array, temperature: float = 1.0) -> Array:
-    """Outputs [n, classes] as probabilities; logits through softmax, probabilities as they are (or sharpened)."""
-    if looks_like_probabilities(outputs):
-        if temperature == 1.0:
-            return np.asarray(outputs, np.float64)
-        return softmax(np.log(np.maximum(np.asarray(outputs, np.float64), 1e-9)), temperature)
-    return softmax(outputs, temperature)
-
-
 def reliability(chances: Array, labels: Array) -> Reliability:
     """Expected calibration error of the most likely class, and the diagram's bins. ``chances`` [n, classes]."""
-    confidence, right = chances.max(1), chances.argmax(1) == labels
+    counts, confidence, right = _binned(*confidences(chances, labels))
+    bins = tuple(
+        ReliabilityBin(samples=int(count), confidence=float(seen / count), accuracy=float(hits / count))
+        for count, seen, hits in zip(counts, confidence, right, strict=True)
+        if count
+    )
+    return Reliability(ece=float(np.abs(confidence - right).sum() / len(labels)), bins=bins)
+
+
+def confidences(chances: Array, labels: Array) -> tuple[Array, Array]:
+    """Confidence of the most likely class and whether it is right, both [n]. ``chances`` [n, classes]."""
+    return chances.max(1), chances.argmax(1) == labels
+
+
+def expected_calibration_error(confidence: Array, right: Array) -> float:
+    """As in ``reliability``, which also says where it comes from."""
+    _, seen, hits = _binned(confidence, right)
+    return float(np.abs(seen - hits).sum() / len(right))
+
+
+def _binned(confidence: Array, right: Array) -> tuple[Array, Array, Array]:
+    """Per equal bin of confidence: samples, sum of confidence, right answers."""
     at = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    bins, error = [], 0.0
-    for index in range(BINS):
-        chosen = at == index
-        count = int(chosen.sum())
-        if count:
-            seen, share = float(confidence[chosen].mean()), float(right[chosen].mean())
-            error += count / len(labels) * abs(seen - share)
-            bins.append(ReliabilityBin(samples=count, confidence=seen, accuracy=share))
-    return Reliability(ece=error, bins=tuple(bins))
-
-
-def fit_temperature(outputs: Array, labels: Array) -> float:
-    """The temperature of least negative log-likelihood, by golden section on its logarithm (it is unimodal there)."""
-
-    def loss(log_temperature: float) -> float:
-        chances = probabilities(outputs, math.exp(log_temperature))
-        return float(-np.log(np.maximum(chances[np.arange(len(labels)), labels], 1e-12)).mean())
-
-    ratio, low, high = (math.sqrt(5) - 1) / 2, math.log(0.05), math.log(20)
-    for _ in range(40):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if loss(left) < loss(right):
-            high = right
-        else:
-            low = left
-    return math.exp((low + high) / 2)
-
-
-def threshold_for(chances: Array, labels: Array, max_error: float) -> tuple[float, float, float] | None:
-    """The lowest confidence above which at most ``max_error`` of the answers are wrong: threshold, coverage, error."""
-    confidence, right = chances.max(1), chances.argmax(1) == labels
-    order = np.argsort(-confidence, kind="stable")
-    errors = np.cumsum(~right[order]) / np.arange(1, len(order) + 1)
-    # A threshold cannot part samples of equal confidence.
-    last_of_equal = np.append(np.diff(confidence[order]) != 0, True)
-    good = np.flatnonzero((errors <= max_error) & last_of_equal)
-    if not len(good):
-        return None
-    last = int(good[-1])
-    return float(confidence[order][last]), (last + 1) / len(order), float(errors[last])
+    counts, seen, hits = (np.bincount(at, weights, BINS) for weights in (None, confidence, right))
+    return counts, seen, hits
 
 
 def macro_f1(answers: Array, labels: Array) -> float:

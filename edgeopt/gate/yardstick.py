@@ -59,11 +59,18 @@ class _Half:
 
 
 def measure(evidence: Evidence) -> Yardstick | None:
-    """None where nothing was quantized with static scales, there are too few samples, or the policy wants none."""
+    """None where nothing was quantized with static scales, there are too few samples, the policy wants none, or the
+    weights were trained for the integers, which brings answers and not decibels."""
     kind, run = evidence.policy.parity.yardstick, evidence.run
     asked = next((step for step in run.recipe.passes if isinstance(step, Quantize)), None)
     few = Few(evidence.samples, MOST_SAMPLES)
-    if kind == "none" or asked is None or not evidence.asked_int8() or len(few) < LEAST_SAMPLES:
+    if (
+        kind == "none"
+        or asked is None
+        or not evidence.asked_int8()
+        or len(few) < LEAST_SAMPLES
+        or evidence.graph_was_trained
+    ):
         return None
     judged = _Half(few, 1)
     ours = check_quantization(run.graph, judged)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt.graph.model import named_initializer
+
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 INTEGERS = (ir.DataType.INT8, ir.DataType.UINT8)
 
@@ -51,8 +53,5 @@ def _speak_float(graph: ir.Graph, node: ir.Node) -> None:
         tensor = value.const_value if value is not None else None
         if value is not None and tensor is not None and tensor.dtype in INTEGERS:
             name = f"{node.name}_{index}_float"
-            zeros = ir.tensor(np.zeros(tensor.shape.numpy(), np.float32), name=name)
-            sizes = ir.Shape(tensor.shape.numpy())
-            real = ir.Value(name=name, type=ir.TensorType(zeros.dtype), shape=sizes, const_value=zeros)
-            graph.register_initializer(real)
-            node.replace_input_with(index, real)
+            zeros = np.zeros(tensor.shape.numpy(), np.float32)
+            node.replace_input_with(index, named_initializer(graph, name, zeros))

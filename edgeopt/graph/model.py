@@ -103,8 +103,12 @@ def free_name(graph: ir.Graph, base: str) -> str:
 
 def add_initializer(graph: ir.Graph, base: str, array: Array) -> ir.Value:
     """A new constant of the graph, named ``base`` or, where that is taken, ``base__2`` and so on."""
-    name = free_name(graph, base)
-    tensor = ir.tensor(array, name=name)
+    return named_initializer(graph, free_name(graph, base), array)
+
+
+def named_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """A new constant of exactly this name."""
+    tensor = ir.tensor(np.array(array, order="C"), name=name)  # ascontiguousarray would make a vector of a scalar
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
@@ -121,6 +125,11 @@ def set_constant(node: ir.Node, index: int, array: Array, base: str) -> None:
     if constant(node.inputs[index]) is not None:
         base = release_constant(node, index)
     node.replace_input_with(index, add_initializer(graph, base, array))
+
+
+def make_like(value: ir.Value, model: ir.Value, name: str) -> None:
+    """Type and shape of ``model``, and a name of its own."""
+    value.name, value.type, value.shape = name, model.type, model.shape
 
 
 def release_constant(node: ir.Node, index: int) -> str:

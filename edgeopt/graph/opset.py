@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgeopt.graph.model import named_initializer
+
 OLDEST = 13
 """DequantizeLinear has one scale per channel from here on."""
 
@@ -298,11 +300,7 @@ class _Maker:
         return self.array(np.asarray(value, self._dtype.numpy()))
 
     def array(self, array: Array) -> ir.Value:
-        name = self._name()
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
+        return named_initializer(self._graph, self._name(), array)
 
     def replace(self, value: ir.Value) -> None:
         """``value`` takes the place and the name of the node's output."""

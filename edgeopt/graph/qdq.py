@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt.graph.compression import COMPRESSED
+from edgeopt.graph.model import named_initializer
 from edgeopt.graph.placement import WEIGHTED, activation_inputs
 from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantParams
 
@@ -75,10 +76,10 @@ class _Writer:
         if value is None or value.name is None or (weight := self._table.weights.get(value.name)) is None:
             raise ValueError(f"node {node.name} is {self._table.scheme(node)} and its weight is not in the table")
         if fold:
-            node.replace_input_with(1, self._constant(value.name + "__dq", weight.dequantize()))
+            node.replace_input_with(1, named_initializer(self._graph, value.name + "__dq", weight.dequantize()))
         else:
             zero_point = weight.params.zero_point.astype(np.int8)
-            integers = self._constant(value.name + INTEGERS_SUFFIX, weight.integers)
+            integers = named_initializer(self._graph, value.name + INTEGERS_SUFFIX, weight.integers)
             node.replace_input_with(1, self._dequantize(node, value, integers, weight.params, zero_point))
         bias = node.inputs[2]
         if bias is None or bias.name is None or (integers_of_bias := self._table.biases.get(bias.name)) is None:
@@ -87,9 +88,11 @@ class _Writer:
         scale = (self._table.activations[(x and x.name) or ""].scale * weight.params.scale).astype(np.float32)
         params = QuantParams(scale, np.zeros(scale.shape, np.int32), 0 if scale.ndim else None)
         if fold:
-            node.replace_input_with(2, self._constant(bias.name + "__dq", params.dequantize(integers_of_bias)))
+            node.replace_input_with(
+                2, named_initializer(self._graph, bias.name + "__dq", params.dequantize(integers_of_bias))
+            )
         else:
-            stored = self._constant(bias.name + INTEGERS_SUFFIX, integers_of_bias.astype(np.int32))
+            stored = named_initializer(self._graph, bias.name + INTEGERS_SUFFIX, integers_of_bias.astype(np.int32))
             node.replace_input_with(2, self._dequantize(node, bias, stored, params, params.zero_point))
 
     def decompress_weight(self, node: ir.Node) -> None:
@@ -97,7 +100,7 @@ class _Writer:
         value = node.inputs[1]
         if value is None or value.name is None or (stored := self._table.compressed.get(value.name)) is None:
             raise ValueError(f"node {node.name} is {self._table.scheme(node)} and its weight is not in the table")
-        node.replace_input_with(1, self._constant(value.name + DEQUANTIZED_SUFFIX, stored.dequantize()))
+        node.replace_input_with(1, named_initializer(self._graph, value.name + DEQUANTIZED_SUFFIX, stored.dequantize()))
 
     def halve_weight(self, node: ir.Node) -> None:
         """The weight of an ``fp16`` node rounded to float16: what that scheme stores, in every target."""
@@ -108,7 +111,7 @@ class _Writer:
         exact = value.const_value.numpy()
         fits = np.abs(exact) <= largest  # a target says which weight does not; here it stays what it is
         rounded = np.where(fits, np.clip(exact, -largest, largest).astype(np.float16).astype(np.float32), exact)
-        node.replace_input_with(1, self._constant(f"{value.name}__half", rounded))
+        node.replace_input_with(1, named_initializer(self._graph, f"{value.name}__half", rounded))
 
     def write_activations(self) -> list[ir.Value]:
         """Pairs for every tensor of the table that is somewhere in the graph; the integers' values in graph order."""
@@ -145,8 +148,10 @@ class _Writer:
 
     def _pair(self, value: ir.Value, params: QuantParams, before: ir.Node | None) -> tuple[ir.Value, ir.Value]:
         name = value.name or ""
-        scale = self._constant(f"{name}__scale", params.scale)
-        zero_point = self._constant(f"{name}__zero_point", (params.zero_point + self._offset).astype(self._dtype))
+        scale = named_initializer(self._graph, f"{name}__scale", params.scale)
+        zero_point = named_initializer(
+            self._graph, f"{name}__zero_point", (params.zero_point + self._offset).astype(self._dtype)
+        )
         quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{name}__quantize")
         dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero_point], name=f"{name}__dequantize")
         integers, dequantized = quantize.outputs[0], dequantize.outputs[0]
@@ -170,8 +175,8 @@ class _Writer:
         self, node: ir.Node, value: ir.Value, integers: ir.Value, params: QuantParams, zero_point: Array
     ) -> ir.Value:
         name = value.name or ""
-        inputs = [integers, self._constant(f"{name}__scale", params.scale)]
-        inputs.append(self._constant(f"{name}__zero_point", zero_point))
+        inputs = [integers, named_initializer(self._graph, f"{name}__scale", params.scale)]
+        inputs.append(named_initializer(self._graph, f"{name}__zero_point", zero_point))
         attributes = {} if params.axis is None else {"axis": params.axis}
         dequantize = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}__dequantize")
         dequantize.outputs[0].name = name + "__dq"
@@ -179,9 +184,3 @@ class _Writer:
         dequantize.outputs[0].shape = value.shape
         self._graph.insert_before(node, [dequantize])
         return dequantize.outputs[0]
-
-    def _constant(self, name: str, array: Array) -> ir.Value:
-        tensor = ir.tensor(np.array(array, order="C"), name=name)  # ascontiguousarray would make a vector of a scalar
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-        self._graph.register_initializer(value)
-        return value

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgeopt.graph.model import named_initializer
 from edgeopt.graph.quantization import INT8_MAX, INT8_MIN, QuantizedTensor, QuantParams, Range
 
 Array = npt.NDArray[Any]
@@ -117,10 +118,7 @@ def _register(graph: ir.Graph, node: ir.Node, array: Array) -> ir.Value:
     name = (node.outputs[0].name or "constant").removesuffix("__dq")
     while name in graph.initializers:
         name += "_"
-    tensor = ir.tensor(np.array(array, order="C"), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return named_initializer(graph, name, array)
 
 
 def _params(node: ir.Node, rank: int) -> QuantParams:

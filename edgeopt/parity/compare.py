@@ -33,6 +33,7 @@ class OutputParity(Frozen):
         cosine: of the angle between the two.
         sqnr_db: signal to quantization noise, at most ``EXACT_DB``.
         lsb_max: largest difference in steps of the tensor's grid; None without a grid.
+        equal: share of values that are the same integer; None without a grid.
         within_one_step: share of values at most one step apart; None without a grid.
         top1_agreement: share of samples whose largest value is at the same place; None for a scalar output.
     """
@@ -43,6 +44,7 @@ class OutputParity(Frozen):
     cosine: float
     sqnr_db: float
     lsb_max: float | None = None
+    equal: float | None = None
     within_one_step: float | None = None
     top1_agreement: float | None = None
 
@@ -91,6 +93,7 @@ class LevelReport(Frozen):
     Args:
         label: how the figures came to be: samples, runtime and version, threads.
         lsb_max: largest difference of a segment in steps (``L2``); None where none is cut.
+        equal: share of all segments' values that are the reference's very integers (``L2``).
         within_one_step: share of all segments' values at most one step apart (``L2``).
         reference_sqnr_db: what the integer reference itself reaches on the same samples (``L2``).
         fp16_costs_db: how much nearer to float the outputs would be without fp16's rounding of every result (``L2``
@@ -107,6 +110,7 @@ class LevelReport(Frozen):
     max_abs: float
     rel: float
     lsb_max: float | None = None
+    equal: float | None = None
     within_one_step: float | None = None
     top1_agreement: float | None = None
     reference_sqnr_db: float | None = None
@@ -141,7 +145,7 @@ class Accumulator:
 
     def __init__(self, step: float | None = None) -> None:
         self._step = step
-        self._values = self._within = self._samples = self._agreed = 0
+        self._values = self._equal = self._within = self._samples = self._agreed = 0
         self._signal = self._noise = self._product = self._other = 0.0
         self._max_abs = 0.0
         self._scalar = False
@@ -169,6 +173,7 @@ class Accumulator:
         if self._step is not None:
             # Grids are float32: a difference of exactly one step is not always the same float64.
             self._within += int((np.abs(difference) <= self._step * 1.001).sum())
+            self._equal += int((np.abs(difference) <= self._step * 0.001).sum())
 
     def add_integers(self, reference: Array, value: Array, zero_point: int) -> None:
         """One sample as int8 integers of the tensor's grid: what ``add`` says of their real values, many times faster.
@@ -182,19 +187,21 @@ class Accumulator:
         squares = np.square(np.arange(-128, 128, dtype=np.float64) - zero_point) * self._step**2
         signal, other = (float(_histogram(x) @ squares) for x in (a, b))
         noise = worst = 0.0
-        within = a.size
+        equal = within = a.size
         if not np.array_equal(a, b):
             difference = np.abs(b.astype(np.int16) - a)
             counts = np.bincount(difference, minlength=2).astype(np.float64)
             steps = np.arange(len(counts), dtype=np.float64)
             noise = float(counts @ np.square(steps)) * self._step**2
-            worst, within = float(steps[-1]) * self._step, int(counts[:2].sum())
+            worst = float(steps[-1]) * self._step
+            equal, within = int(counts[0]), int(counts[:2].sum())
         self._max_abs = max(self._max_abs, worst)
         self._values += a.size
         self._signal += signal
         self._other += other
         self._product += (signal + other - noise) / 2
         self._noise += noise
+        self._equal += equal
         self._within += within
         self._samples += 1
         self._scalar = a.size < 2
@@ -218,6 +225,7 @@ class Accumulator:
             cosine=_finite(self._product / norms if norms else float(self._signal == self._other)),
             sqnr_db=decibel(self._signal, self._noise),
             lsb_max=_finite(self._max_abs / self._step) if self._step is not None else None,
+            equal=self._equal / max(self._values, 1) if self._step is not None else None,
             within_one_step=self._within / max(self._values, 1) if self._step is not None else None,
             top1_agreement=None if self._scalar or not self._samples else self._agreed / self._samples,
         )

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from edgeopt import events
-from edgeopt.bench.latency import Measurement, Plan, Subject, measure_here, subject_of, telling
+from edgeopt.bench.latency import Measurement, Plan, Subject, measure_here, runs_here, subject_of, telling
 from edgeopt.bench.predicted import result_of
 from edgeopt.bench.results import BenchResult, OperatorTime, Profile
 from edgeopt.devices import catalogue
@@ -65,6 +65,14 @@ def _subjects(
     if not path.exists():
         raise ModelError("there is no such file", where=str(path), hint=KINDS)
     name = str(path)
+    if path.suffix == ".mlpackage":
+        if not runs_here(path):
+            raise ModelError(
+                "Core ML runs on macOS only",
+                where=name,
+                hint="Measure it there, or predict from its source: edgeopt bench MODEL.onnx --device iphone.",
+            )
+        return [subject_of(path)]
     if path.is_dir() and not (path / "recipe.yaml").is_file():
         if not (path / "model.onnx").is_file():
             raise ModelError("is neither a recipe's folder nor a TensorRT bundle", where=name, hint=KINDS)

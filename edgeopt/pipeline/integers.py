@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgeopt.graph.qdq import INTEGERS_SUFFIX
 
 if TYPE_CHECKING:
-    from edgeopt.runtimes.mil_reference.package import Operation
+    from edgeopt.runtimes.mil_reference.program import Operation
 
 Grids = dict[str, tuple[tuple[float, ...], tuple[int, ...]]]
 """Tensor name → scales and zero points on the int8 grid."""
@@ -65,10 +65,11 @@ def _weights(path: Path) -> dict[str, tuple[int, ...]]:
 
         found = {t.name: t.data for t in tflite.read(path).tensors if t.data is not None and len(t.shape) > 1}
     elif path.suffix == ".mlpackage":
-        from edgeopt.runtimes.mil_reference import package as mil
+        from edgeopt.runtimes.mil_reference.package import read
+        from edgeopt.runtimes.mil_reference.program import operations
 
-        package = mil.read(path)
-        producers = {output.name: op for op in mil.operations(package.main.block) for output in op.outputs}
+        package = read(path)
+        producers = {output.name: op for op in operations(package.main.block) for output in op.outputs}
         names: dict[str, str] = json.loads(package.metadata.user_defined.get("edgeopt.weights", "{}"))
         for name, variable in names.items():
             if (operation := producers.get(variable)) is None:
@@ -113,10 +114,11 @@ def _grids(path: Path) -> Grids:
 
 def _package_grids(path: Path) -> Grids:
     """Of a Core ML program in float32; one in float16 has rounded its scales and claims nothing."""
-    from edgeopt.runtimes.mil_reference import package as mil
+    from edgeopt.runtimes.mil_reference.package import read
+    from edgeopt.runtimes.mil_reference.program import operations
 
-    package = mil.read(path)
-    producers = {output.name: op for op in mil.operations(package.main.block) for output in op.outputs}
+    package = read(path)
+    producers = {output.name: op for op in operations(package.main.block) for output in op.outputs}
     tensors: dict[str, list[str]] = json.loads(package.metadata.user_defined.get("edgeopt.tensors", "{}"))
     weights: dict[str, str] = json.loads(package.metadata.user_defined.get("edgeopt.weights", "{}"))
     found: Grids = {}
@@ -137,7 +139,7 @@ def _package_grids(path: Path) -> Grids:
 
 def _constant_of(operation: Operation, key: str, producers: Mapping[str, Operation]) -> npt.NDArray[Any] | None:
     """A parameter of an operator, wherever the program keeps it."""
-    from edgeopt.runtimes.mil_reference.package import Constant, Reference
+    from edgeopt.runtimes.mil_reference.program import Constant, Reference
 
     given: object = operation.attributes.get(key)
     if given is None and operation.inputs.get(key):

@@ -64,7 +64,14 @@ def make_plan(
     code = code_digest()
     model = model_digest(recipe.model, root)
     told = recipe.model_dump(
-        mode="json", exclude={"model": {"onnx", "exported", "weights"}, "data": True, "labels": True, "gate": True}
+        mode="json",
+        exclude={
+            "model": {"onnx", "exported", "weights"},
+            "data": True,
+            "labels": True,
+            "gate": True,
+            "model_card": True,
+        },
     )
     data = {
         name: [data_digests[name], told_source(source)]

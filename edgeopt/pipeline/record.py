@@ -10,7 +10,7 @@ from edgeopt.bench.results import BenchResult
 from edgeopt.data.check import DataStats
 from edgeopt.parity.compare import LevelReport
 from edgeopt.training.base import TrainingRecord
-from edgeopt.types import Effort, Engine, Frozen, Kept, Preprocess, Realised, SchemeName, Signature, Status
+from edgeopt.types import Confidence, Effort, Engine, Frozen, Kept, Preprocess, Realised, SchemeName, Signature, Status
 
 
 class SourceRecord(Frozen):
@@ -81,6 +81,7 @@ class TargetRecord(Frozen):
     signature: Signature | None = None
     layouts: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     preprocess: Preprocess | None = None
+    confidence: Confidence | None = None
     parity: dict[Literal["L1", "L2"], LevelReport] = Field(default_factory=dict)
     metrics: Metrics | None = None
     latency_ms: Latency | None = None

@@ -6,6 +6,7 @@ import datetime
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,14 @@ class Outcome:
 Document = Callable[[Report], str]
 
 
-def convert(recipe: Recipe, out: Path, options: Options, *, documents: Mapping[str, Document] | None = None) -> Outcome:
+def convert(
+    recipe: Recipe,
+    out: Path,
+    options: Options,
+    *,
+    documents: Mapping[str, Document] | None = None,
+    workers: Workers | None = None,
+) -> Outcome:
     """Run a recipe.
 
     Args:
@@ -86,14 +94,17 @@ def convert(recipe: Recipe, out: Path, options: Options, *, documents: Mapping[s
         out: output folder; what an earlier, interrupted run finished there is not done again.
         options: see there.
         documents: further files for the output folder: name → what makes its text of the report.
+        workers: that are already there, for who converts many times; None: its own.
 
     Raises:
         EdgeoptError: the request as a whole cannot be carried out. Errors of one target are in the outcome.
         KeyboardInterrupt: workers are dead, scratch is removed, finished steps stay.
     """
     with open_store(out) as store:
-        with Workers(store.scratch / "logs", preload="edgeopt.pipeline.jobs") as workers:
-            outcome = _Run(recipe, options, store, workers).run()
+        logs = store.scratch / "logs"
+        own = Workers(logs, preload="edgeopt.pipeline.jobs") if workers is None else nullcontext(workers)
+        with own as used:
+            outcome = _Run(recipe, options, store, used).run()
         for name, text in (documents or {}).items():
             store.write(name, text(outcome.report))
         return outcome
@@ -140,6 +151,8 @@ class _Run:
                 out,
             ),
         )
+        for text in jobs.read_result(imported, jobs.ImportResult).warnings:
+            events.warn(text)  # now, before the long part of the work rests on what they speak of
         rejected = self._check_targets(imported)
         passed = self._step(
             "passes",

@@ -39,7 +39,7 @@ def summarise(
     steps: Sequence[StepRecord],
     seconds: float,
 ) -> Report:
-    """The report; its warnings are also told at once.
+    """The report. What it warns of is also told here, but for the warnings about data, told when it was read.
 
     Args:
         recipe: the request.
@@ -73,7 +73,7 @@ def summarise(
         for text in record.warnings:
             events.warn(f"{name}: {text}")
     warnings = (*source.warnings, *quantized.warnings)
-    for text in warnings:
+    for text in quantized.warnings:
         events.warn(text)
     seen = {"calibration": source.calibration, "evaluation": source.evaluation}
     model = recipe.model
@@ -152,6 +152,7 @@ def _target(
         signature=artifact.signature,
         layouts=artifact.layouts,
         preprocess=artifact.preprocess,
+        confidence=artifact.confidence,
         parity={"L1": result.quantization, "L2": result.parity},
         metrics=result.metrics,
         latency_ms=measured,

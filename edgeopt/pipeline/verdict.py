@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from edgeopt.recipe.schema import CardText
 from edgeopt.types import Frozen
 
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -163,6 +164,7 @@ class GateResult(Frozen):
     Args:
         headline: the verdict in one line; of a failed gate, the cause.
         policy: as it was applied.
+        told: what the recipe says for the model card.
     """
 
     schema_: Literal["edgeopt.gate/1"] = Field(default="edgeopt.gate/1", alias="schema")
@@ -175,6 +177,7 @@ class GateResult(Frozen):
     class_names: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     policy: dict[str, Any] = Field(default_factory=dict)
+    told: CardText = CardText()
     seconds: float
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 

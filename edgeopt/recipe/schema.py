@@ -140,6 +140,29 @@ class GateFiles(Frozen):
     baseline: InputFile | None = None
 
 
+Words = Annotated[str, Field(min_length=1)]
+
+
+class CardText(Frozen):
+    """What only the model's makers know, for its model card; what is left out is called unknown there.
+
+    Args:
+        intended_use: what the model is for, and by whom.
+        out_of_scope: what it is not to be used for.
+        training_data: what it was trained on.
+        limits: known weaknesses, one each.
+        license: of the model.
+        contact: whom to ask.
+    """
+
+    intended_use: Words | None = None
+    out_of_scope: Words | None = None
+    training_data: Words | None = None
+    limits: tuple[Words, ...] = ()
+    license: Words | None = None
+    contact: Words | None = None
+
+
 if TYPE_CHECKING:
     AnyPass = Pass | TrainingPass
     Targets = BaseModel
@@ -161,6 +184,7 @@ class Recipe(Frozen):
         keep_float: patterns of node names (as in ``fnmatch``) that stay float whatever the scheme.
         labels: class names, one per line in a file, or listed.
         gate: judge the run when it is done; absent: not.
+        model_card: for the model card that the gate writes.
         effort: how much the passes try.
         seed: for whatever draws.
     """
@@ -176,6 +200,7 @@ class Recipe(Frozen):
     parity: ParityLimits = ParityLimits()
     budget: Budget = Budget()
     gate: GateFiles | None = None
+    model_card: CardText = CardText()
     effort: Effort = "default"
     seed: int = 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -12,10 +11,13 @@ from markupsafe import Markup
 from edgeopt.pipeline.record import Manifest, Report
 from edgeopt.pipeline.verdict import GateResult, LayerError, TargetEvidence
 from edgeopt.report import plots
+from edgeopt.report.latency_plot import distribution_svg
 from edgeopt.report.table import decibels, megabytes
 
 TEMPLATE = "report.html.j2"
 WORD = {"pass": "Passed", "fail": "Failed", "inconclusive": "Passed, and not all could be told"}
+SIGN = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
+"""Beside the colour, for those who do not see it."""
 ORDER = ("fail", "inconclusive", "pass")
 MOST_SLICES = 30
 MOST_HISTOGRAMS = 4
@@ -32,12 +34,12 @@ def as_html(report: Report, manifest: Manifest, result: GateResult) -> str:
     )
     layers = next((evidence.layers for evidence in result.evidence.values() if evidence.layers), ())
     histograms = next((evidence.histograms for evidence in result.evidence.values() if evidence.histograms), ())
-    latency, key = _latency(report)
     return environment.from_string(template).render(
         report=report,
         manifest=manifest,
         result=result,
         word=WORD[result.verdict],
+        sign=SIGN,
         checks=checks,
         counts=counts,
         rows=_rows(report, result),
@@ -46,11 +48,10 @@ def as_html(report: Report, manifest: Manifest, result: GateResult) -> str:
         worst=_worst(layers),
         histograms=[(h.tensor, plots.histogram_plot(h)) for h in histograms[:MOST_HISTOGRAMS]],
         targets=[_target(name, evidence, result) for name, evidence in result.evidence.items()],
-        latency=latency,
-        latency_key=key,
+        latency=_latency(report),
         latency_text=_latency_text(report),
         provenance=_provenance(report, manifest),
-        reproduce=_reproduce(report),
+        reproduce=_reproduce(report, failed=bool(result.exit_code)),
     )
 
 
@@ -150,20 +151,15 @@ def _target(name: str, evidence: TargetEvidence, result: GateResult) -> dict[str
     }
 
 
-def _latency(report: Report) -> tuple[Markup | None, list[tuple[str, str]]]:
-    models: dict[str, Mapping[str, float]] = {}
+def _latency(report: Report) -> Markup | None:
+    """The distribution of what was measured: each target, and its float file beside it."""
+    measured = []
     for name, target in report.targets.items():
-        if target.latency_ms is None:
-            continue
-        for label, one in ((name, target.latency_ms.target), (f"{name}, float", target.latency_ms.float_)):
-            if one is not None:
-                times = one.latency_ms.model_dump()
-                models[label] = {
-                    key: float(times[key]) for key in ("p50", "p90", "p95", "p99") if times.get(key) is not None
-                }
-    if not any(models.values()):
-        return None, []
-    return plots.percentiles_plot(models), [(n, plots.SERIES[i % 6]) for i, n in enumerate(models)]
+        if target.latency_ms is not None:
+            for label, one in ((name, target.latency_ms.target), (f"{name}, float", target.latency_ms.float_)):
+                if one is not None:
+                    measured.append(one.model_copy(update={"model": label}))
+    return Markup(distribution_svg(measured)) or None  # noqa: S704  (names are escaped where it is drawn)
 
 
 def _latency_text(report: Report) -> str:
@@ -186,11 +182,12 @@ def _provenance(report: Report, manifest: Manifest) -> list[tuple[str, str]]:
     ]
 
 
-def _reproduce(report: Report) -> str:
-    return "\n".join(
-        (
-            f"pip install edgeopt=={report.edgeopt}",
-            "edgeopt convert RECIPE --out OUT     # the same recipe, model and data: digests above",
-            "edgeopt gate OUT                     # judges the artifacts again",
-        )
-    )
+def _reproduce(report: Report, *, failed: bool) -> str:
+    lines = [
+        f"pip install edgeopt=={report.edgeopt}",
+        "edgeopt convert RECIPE --out OUT     # the same recipe, model and data: digests above",
+        "edgeopt gate OUT                     # judges the artifacts again",
+    ]
+    if failed:
+        lines.append("edgeopt gate OUT --repro DIR         # the part that differs, where a layer is named")
+    return "\n".join(lines)

@@ -28,16 +28,16 @@ def as_text(document: BenchDocument) -> list[str]:
 
 
 def failures_of(results: Sequence[BenchResult], budget_ms: float) -> tuple[str, ...]:
-    """Per model and device: in words, if none of its results keeps to the budget."""
+    """Per model and device: in words, if no result shows that it keeps to the budget. Unstable times show nothing."""
     best: dict[tuple[str, str], BenchResult] = {}
     for result in results:
         key = (result.model, result.device)
-        if key not in best or held(result) < held(best[key]):
+        if key not in best or (not result.stable, held(result)) < (not best[key].stable, held(best[key])):
             best[key] = result
     return tuple(
         f"{model} on {device}: {held(result):.3g} ms ({_holds(result)}), at most {budget_ms:g} ms was asked"
         for (model, device), result in best.items()
-        if held(result) > budget_ms
+        if held(result) > budget_ms or not result.stable
     )
 
 
@@ -47,12 +47,15 @@ def held(result: BenchResult) -> float:
 
 
 def _holds(result: BenchResult) -> str:
-    return "upper end of the prediction" if result.kind == "predicted" else "median"
+    if result.kind == "predicted":
+        return "upper end of the prediction"
+    return "median" if result.stable else "unstable, which shows nothing; measure again on a machine at rest"
 
 
 def ratio_in_words(ratio: Ratio) -> str:
     sure = not ratio.low <= 1 <= ratio.high
     word = "" if sure else ", no difference beyond the noise"
+    word += "" if ratio.stable else "; of UNSTABLE times"
     return f"{ratio.model} takes {ratio.ratio:.3g} times as long as {ratio.to} ({ratio.low:.3g}–{ratio.high:.3g}{word})"
 
 
@@ -126,7 +129,7 @@ def _row(result: BenchResult) -> tuple[str, ...]:
         f"{result.compute_unit}{threads}",
         str(result.precision),
         f"{ms.p50:.3g}",
-        f"{ms.low:.3g}–{ms.high:.3g}",
+        f"{ms.low:.3g}–{ms.high:.3g}" + (" too wide" if prediction.narrower else ""),
         f"{prediction.memory_mb:.1f}{fits}",
         f"predicted, {prediction.basis}",
         f"{prediction.rests_on.rows or prediction.rests_on.pooled_rows} rows"
@@ -137,8 +140,21 @@ def _row(result: BenchResult) -> tuple[str, ...]:
 
 def _about(predicted: Sequence[BenchResult]) -> list[str]:
     lines = ["predicted, not measured: median and its 90 % interval; measure on your own board with --on"]
-    if any(result.prediction is not None and result.prediction.basis == "transferred" for result in predicted):
-        lines.append("transferred: nothing was measured on that device and runtime; its relatives stand for it")
+    bases = {
+        result.prediction.rests_on.held_out
+        for result in predicted
+        if result.prediction is not None and result.prediction.basis == "transferred"
+    }
+    if bases - {"threads"}:
+        lines.append("transferred: nothing usable was measured on that device and runtime; its relatives stand for it")
+    if "threads" in bases:
+        lines.append("transferred, held-out threads: that device was measured with another number of threads")
+    hints = [r.prediction.narrower for r in predicted if r.prediction is not None and r.prediction.narrower]
+    if hints:
+        lines.append("too wide: the ends differ by more than four times, which decides nothing. What would narrow it:")
+        if len({result.device for result in predicted}) > 1:
+            hints = ["edgeopt bench MODEL --device NAME says it"]
+        lines += [f"  {text}" for text in dict.fromkeys(hints)]
     warnings = [text for result in predicted if result.prediction is not None for text in result.prediction.warnings]
     return lines + list(dict.fromkeys(warnings))
 

@@ -1,4 +1,7 @@
-"""The distribution of measured times as SVG, and as a page of its own. No script, no font, no address of elsewhere."""
+"""The distribution of measured times as SVG, and as a page of its own. No script, no font, no address of elsewhere.
+
+Colours stand in the SVG itself; where a page's stylesheet has the classes of ``report.plots``, they go before them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ WIDTH, HEIGHT = 760, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 16, 40
 COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
 """Told apart by most people with a colour deficiency in this order; lines are also dashed from the second on."""
+SERIES = ("a", "b", "c", "d", "e", "f")
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
@@ -40,32 +44,33 @@ def distribution_svg(results: Sequence[BenchResult]) -> str:
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + 20 * len(shown)}" '
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT + 20 * len(shown)}" '
         f'width="{WIDTH}" height="{HEIGHT + 20 * len(shown)}" font-family="system-ui,sans-serif" font-size="12" '
         'role="img" aria-label="distribution of latency">'
     ]
     for share in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(_line(LEFT, up(share), WIDTH - RIGHT, up(share), "#ddd"))
+        parts.append(_line(LEFT, up(share), WIDTH - RIGHT, up(share)))
         parts.append(_text(LEFT - 8, up(share) + 4, f"{share:.0%}", "end"))
     for tick in _ticks(10**start, 10**end):
-        parts.append(_line(across(tick), up(0), across(tick), up(1), "#eee"))
+        parts.append(_line(across(tick), up(0), across(tick), up(1)))
         parts.append(_text(across(tick), up(0) + 16, f"{tick:g}", "middle"))
     parts.append(_text(WIDTH - RIGHT, up(0) + 32, "ms per run; share of runs at or below", "end"))
     for index, result in enumerate(shown):
-        color, dash = COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
+        color, dash, series = (listed[index % len(listed)] for listed in (COLORS, DASHES, SERIES))
         ms = result.latency_ms
-        left = across(ms.low)
+        middle, width = (across(ms.low) + across(ms.high)) / 2, max(across(ms.high) - across(ms.low), 1)
         parts.append(
-            f'<rect x="{left:.1f}" y="{up(1):.1f}" width="{max(across(ms.high) - left, 1):.1f}" '
-            f'height="{up(0) - up(1):.1f}" fill="{color}" opacity="0.15"/>'
+            f'<line class="{series}" x1="{middle:.1f}" x2="{middle:.1f}" y1="{up(1):.1f}" y2="{up(0):.1f}" '
+            f'stroke="{color}" stroke-width="{width:.1f}" opacity="0.15"/>'
         )
         last = len(result.quantiles_ms) - 1
         points = " ".join(f"{across(q):.1f},{up(i / last):.1f}" for i, q in enumerate(result.quantiles_ms))
         parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2" stroke-dasharray="{dash}"/>'
+            f'<polyline class="l {series}" points="{points}" fill="none" stroke="{color}" stroke-width="2" '
+            f'stroke-dasharray="{dash}"/>'
         )
         row = HEIGHT + 20 * index + 8
-        parts.append(_line(LEFT, row, LEFT + 30, row, color, dash))
+        parts.append(_line(LEFT, row, LEFT + 30, row, color, dash, series))
         label = f"{result.model}: {ms.p50:.3g} ms ({ms.low:.3g}–{ms.high:.3g})" + (
             "" if result.stable else ", unstable"
         )
@@ -111,10 +116,10 @@ def _ticks(low: float, high: float) -> list[float]:
     return [low, high]
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, color: str, dash: str = "") -> str:
+def _line(x1: float, y1: float, x2: float, y2: float, color: str = "#ddd", dash: str = "", series: str = "g") -> str:
     return (
-        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}" '
-        f'stroke-width="{2 if dash or color not in ("#ddd", "#eee") else 1}" stroke-dasharray="{dash}"/>'
+        f'<line class="{series}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}" '
+        f'stroke-width="{1 if series == "g" else 2}" stroke-dasharray="{dash}"/>'
     )
 
 

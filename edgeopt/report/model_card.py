@@ -25,7 +25,7 @@ def card(report: Report, manifest: Manifest, result: GateResult) -> dict[str, An
             "outputs": {spec.name: [spec.dtype, *spec.shape] for spec in report.source.signature.outputs},
             "classes": list(result.class_names) or None,
         },
-        "intended_use": None,
+        "told": result.told.model_dump(mode="json", exclude_defaults=True),
         "data": {
             name: {"name": d.name, "digest": d.digest, "samples_seen": d.stats.samples, "labelled": d.labelled}
             for name, d in report.data.items()
@@ -95,14 +95,19 @@ def card_markdown(report: Report, manifest: Manifest, result: GateResult) -> str
         for name, (dtype, *shape) in model[side].items():
             lines.append(f"- {side[:-1]} `{name}`: {dtype} {shape}")
     lines.append(f"- classes: {', '.join(model['classes']) if model['classes'] else 'not named'}")
-    lines += ["", "## Intended use", "", UNKNOWN, "", "## Data", ""]
+    told = result.told
+    headings = {"Intended use": told.intended_use, "Out of scope": told.out_of_scope, "License": told.license,
+                "Contact": told.contact}  # fmt: skip
+    for heading, said in headings.items():
+        lines += ["", f"## {heading}", "", said or UNKNOWN]
+    lines += ["", "## Data", ""]
     for name, data in content["data"].items():
         lines.append(
             f"- {name}: {data['name']} ({'labelled' if data['labelled'] else 'no labels'}), SHA-256 `{data['digest']}`"
         )
     if "evaluation" not in content["data"]:
         lines.append("- evaluation: none was given")
-    lines += ["- training: unknown, edgeopt does not see it", "", "## Metrics", ""]
+    lines += [f"- training: {told.training_data or 'unknown, the recipe does not say'}", "", "## Metrics", ""]
     for name, metric in content["metrics"].items():
         drop = metric["drop"]
         lines.append(
@@ -128,6 +133,7 @@ def card_markdown(report: Report, manifest: Manifest, result: GateResult) -> str
     if not content["devices"]:
         lines.append("Unknown: nothing was measured.")
     lines += ["", "## Limits", ""]
+    lines += [f"- {text}" for text in told.limits]
     lines += [f"- {text}" for text in content["limits"]["not_passed"]] or [
         "- the gate found none within what it checks"
     ]

@@ -10,8 +10,9 @@ from markupsafe import Markup
 
 from edgeopt.pipeline.verdict import Histogram, LayerError, Reliability
 
-WIDTH, HEIGHT = 640, 280
-LEFT, RIGHT, TOP, BOTTOM = 64, 20, 16, 44
+WIDTH, HEIGHT = 460, 250
+"""In the page's pixels at full width; a phone shows it a little smaller, and still readable."""
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 20, 40
 SERIES = ("a", "b", "c", "d", "e", "f")
 """Classes of the stylesheet; series are also told apart by dashes and by marks, not by colour alone."""
 DASH = ("", "6 3", "2 3", "8 3 2 3", "1 4", "10 4")
@@ -33,6 +34,9 @@ class Plot:
         self._title, self._labels, self._log_x, self._height = title, labels, log_x, height
         self._x, self._y = _widened(x, log=log_x), _widened(y, log=False)
         self._parts: list[str] = []
+        self._names: list[str] = []
+        self._dots: list[str] = []
+        self._labelled: list[tuple[float, float]] = []
 
     def across(self, value: float) -> float:
         low, high = self._x
@@ -53,10 +57,15 @@ class Plot:
         title = f"<title>{html.escape(text)}</title>" if text else ""
         cx, cy = self.across(x), self.up(y)
         color = SERIES[series % 6]
-        self._parts.append(f'<circle class="p {color}" cx="{cx:.1f}" cy="{cy:.1f}" r="4.5">{title}</circle>')
+        self._dots.append(f'<circle class="p {color}" cx="{cx:.1f}" cy="{cy:.1f}" r="4.5">{title}</circle>')
         if label:
-            anchor, shift = ("end", -8) if cx > WIDTH * 0.7 else ("start", 8)
-            self._parts.append(_text(cx + shift, cy - 6, label, anchor))
+            anchor, shift = ("end", -8) if cx > WIDTH * 0.6 else ("start", 8)
+            # Points lie close together where models are alike: their names stand below each other.
+            at = cy - 6
+            while any(abs(at - y) < 14 and abs(cx - x) < 110 for x, y in self._labelled):
+                at += 14
+            self._labelled.append((cx, at))
+            self._names.append(_text(cx + shift, at, label, anchor))
 
     def bar(self, x0: float, x1: float, y: float, text: str = "", series: int = 0) -> None:
         left, right, top, bottom = self.across(x0), self.across(x1), self.up(y), self.up(max(self._y[0], 0.0))
@@ -90,7 +99,7 @@ class Plot:
             parts.append(_text(x, self._height - BOTTOM + 16, text, "middle"))
         parts.append(_text(WIDTH - RIGHT, self._height - 6, self._labels[0], "end"))
         parts.append(_text(4, TOP - 4, self._labels[1], "start"))
-        return Markup("".join([*parts, *self._parts, "</svg>"]))  # noqa: S704 - all text in it is escaped
+        return Markup("".join([*parts, *self._parts, *self._names, *self._dots, "</svg>"]))  # noqa: S704 - all text in it is escaped
 
 
 def tradeoff(points: Mapping[str, tuple[float, float, float, float]], metric: str, size: str) -> Markup:
@@ -146,20 +155,6 @@ def histogram_plot(histogram: Histogram) -> Markup:
     return plot.svg()
 
 
-def percentiles_plot(models: Mapping[str, Mapping[str, float]]) -> Markup:
-    """Latency in ms: share of runs at or below a time, from the percentiles that were recorded."""
-    at = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
-    values = [value for model in models.values() for value in model.values()]
-    plot = Plot("latency: share of runs at or below a time", (min(values), max(values)), (0.45, 1.0),
-                labels=("ms", "share of runs"), log_x=True)  # fmt: skip
-    for index, (name, model) in enumerate(models.items()):
-        points = [(model[key], share) for key, share in at.items() if key in model]
-        plot.line(points, index)
-        for x, y in points:
-            plot.dot(x, y, f"{name}: {x:.4g} ms at {y:.0%}", index)
-    return plot.svg()
-
-
 def _widened(ends: tuple[float, float], *, log: bool) -> tuple[float, float]:
     """Some room beyond the data, and never no width."""
     low, high = ends
@@ -183,6 +178,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
         for m in (1, 2, 5)
         if low <= m * 10.0**e <= high
     ]
+    if len(found) < 2:
+        return _ticks(low, high)
     return found if len(found) <= 9 else [f for f in found if math.isclose(math.log10(f), round(math.log10(f)))]
 
 

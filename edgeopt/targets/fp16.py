@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt.errors import TargetError
+from edgeopt.graph.model import make_like, named_initializer
 from edgeopt.graph.placement import WEIGHTED
 
 Array = npt.NDArray[Any]
@@ -58,9 +59,9 @@ def _half(graph: ir.Graph, value: ir.Value, before: ir.Node) -> ir.Value:
             )
         finite = np.isfinite(array)  # masks of -1e38 become the lowest number, true infinities stay
         clipped = np.where(finite, np.clip(array, -FLOAT16_MAX, FLOAT16_MAX), array).astype(np.float16)
-        return _constant(graph, name, clipped)
+        return named_initializer(graph, name, clipped)
     cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT16)})
-    _like(cast.outputs[0], value, name)
+    make_like(cast.outputs[0], value, name)
     cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
     producer = value.producer()
     if producer is not None:
@@ -77,7 +78,7 @@ def _widen(graph: ir.Graph, value: ir.Value, is_half: Callable[[ir.Node], bool])
     if not others and not value.is_graph_output():
         return
     cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)})
-    _like(cast.outputs[0], value, f"{value.name}__fp32")
+    make_like(cast.outputs[0], value, f"{value.name}__fp32")
     cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     producer = value.producer()
     assert producer is not None
@@ -88,14 +89,3 @@ def _widen(graph: ir.Graph, value: ir.Value, is_half: Callable[[ir.Node], bool])
         if output is value:
             cast.outputs[0].name, value.name = value.name, f"{value.name}__fp16"
             graph.outputs[index] = cast.outputs[0]
-
-
-def _like(value: ir.Value, model: ir.Value, name: str) -> None:
-    value.name, value.type, value.shape = name, model.type, model.shape
-
-
-def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    tensor = ir.tensor(np.array(array, order="C"), name=name)  # ascontiguousarray would make a vector of a scalar
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value

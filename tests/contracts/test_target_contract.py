@@ -13,13 +13,15 @@ from edgeopt.errors import UsageError
 from edgeopt.graph.qdq import to_qdq
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.parity.runners import runnable
+from edgeopt.pipeline import confidence
 from edgeopt.runtimes.onnxruntime import Session
 from edgeopt.targets.base import Target
-from edgeopt.types import Preprocess, SchemeName
+from edgeopt.types import Confidence, Preprocess, SchemeName
 from tests.contracts.catalogue import TARGETS
 from tests.contracts.net import canonical, content, feeds
 from tests.integration.minmax_table import minmax_table
 
+SURE = Confidence(temperature=1.3, threshold=0.62, coverage=0.9, error=0.01, max_error=0.01, samples=200)
 SCHEMES: tuple[SchemeName, ...] = ("fp32", "fp16", "int8", "int8-weights", "int8-dynamic")
 every_target = pytest.mark.parametrize("kind", TARGETS, ids=lambda kind: kind.__name__)
 every_pair = pytest.mark.parametrize(
@@ -35,7 +37,8 @@ def table(scheme: SchemeName, tmp_path: Path) -> QuantizedGraph:
 
 def lowered(kind: type[Target], graph: QuantizedGraph, out: Path):
     out.mkdir()
-    return kind().lower(graph, out, preprocess=Preprocess(resize=8, crop=8), labels=tuple("abcde"))
+    contract = {"preprocess": Preprocess(resize=8, crop=8), "labels": tuple("abcde"), "confidence": SURE}
+    return kind().lower(graph, out, **contract)
 
 
 @every_target
@@ -63,6 +66,12 @@ def test_lower_writes_what_it_says_and_leaves_the_graph_alone(kind, scheme, tmp_
     assert artifact.digest == digest.of_path(written)
     assert [one.name for one in artifact.signature.inputs] == [artifact.names.get("image", "image")]
     assert [one.name for one in artifact.signature.outputs] == [artifact.names.get("logits", "logits")]
+
+
+@every_target
+def test_confidence_travels_in_the_file(kind, tmp_path):
+    artifact = lowered(kind, table("int8", tmp_path), tmp_path / "out")
+    assert confidence.read(runnable(tmp_path / "out", artifact)) == SURE == artifact.confidence
 
 
 @every_pair

@@ -65,10 +65,23 @@ def test_a_prediction_is_labelled_everywhere():
     assert "bound by compute" in shown
 
 
+def test_what_decides_nothing_says_so():
+    wide = prediction(low_ms=1.0, high_ms=50.0, narrower="measure three models")
+    one = as_text(BenchDocument(edgeopt="0", results=(result_of("m.onnx", wide),)))
+    assert any("1–50 too wide" in line for line in one) and "  measure three models" in one
+    other = result_of("m.onnx", wide.model_copy(update={"device": "jetson-nano"}))
+    several = as_text(BenchDocument(edgeopt="0", results=(result_of("m.onnx", wide), other)))
+    assert "  measure three models" not in several and any("--device NAME says it" in line for line in several)
+
+
 def test_what_a_prediction_lacks_is_said():
     lacking = prediction(basis="transferred", fits_memory=False, warnings=("no relative of this device was measured",))
     shown = "\n".join(as_text(BenchDocument(edgeopt="0", results=(result_of("m.onnx", lacking),))))
-    for part in ("transferred: nothing was measured on that device", "does not fit", "no relative of this device"):
+    for part in (
+        "transferred: nothing usable was measured on that device",
+        "does not fit",
+        "no relative of this device",
+    ):
         assert part in shown
 
 

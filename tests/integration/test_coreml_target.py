@@ -25,6 +25,7 @@ from edgeopt.passes.quantize.quantize import Quantize
 from edgeopt.pipeline.integers import same_integers
 from edgeopt.runtimes import mil_reference, onnxruntime
 from edgeopt.runtimes.mil_reference import package as mil
+from edgeopt.runtimes.mil_reference.program import operations
 from edgeopt.targets.coreml import CoremlTarget
 from edgeopt.targets.coreml.realise import realised
 from edgeopt.targets.onnx import Onnx
@@ -181,16 +182,14 @@ def test_floats_are_half_unless_asked_otherwise(tmp_path):
         ("scheme", quantized(model, "fp32"), {}, "float32"),
     ]:
         artifact, path = lowered(graph, tmp_path / name, **options)
-        made = {
-            o.type.dtype for op in mil.operations(mil.read(path).main.block) if op.type == "conv" for o in op.outputs
-        }
+        made = {o.type.dtype for op in operations(mil.read(path).main.block) if op.type == "conv" for o in op.outputs}
         assert (artifact.float_dtype, made) == (dtype, {dtype})
 
 
 def test_half_and_single_precision_by_node(tmp_path):
     graph = quantized(classifier(), "fp16", rules=(("stem", "fp32"),))
     _, path = lowered(graph, tmp_path)
-    made = [op.outputs[0].type.dtype for op in mil.operations(mil.read(path).main.block) if op.type == "conv"]
+    made = [op.outputs[0].type.dtype for op in operations(mil.read(path).main.block) if op.type == "conv"]
     assert sorted(made) == ["float16"] * (len(made) - 1) + ["float32"]
 
 

@@ -14,6 +14,7 @@ from edgeopt.errors import DataError, ModelError, TargetError
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import tflite as tflite_format
 from edgeopt.graph.quantization import QuantizedGraph, QuantizedTensor, QuantParams
+from edgeopt.parity.compare import LevelReport
 from edgeopt.parity.levels import LOW_DB, check_artifact, check_quantization, check_source
 from edgeopt.parity.models import compare_models
 from edgeopt.parity.runners import open_file
@@ -191,6 +192,25 @@ def test_the_layer_that_a_float_file_gets_wrong_is_named(target: Target, tmp_pat
     assert report.failures
     assert report.located is not None
     assert report.located.node in ("pointwise", "skip", "relu_skip"), "what a target fuses has no tensor of its own"
+
+
+def test_a_float_file_may_be_as_far_off_as_the_order_of_sums_alone_and_no_further(tmp_path: Path) -> None:
+    """A deep network can amplify float32's roundings beyond the tolerance: the reference shows it."""
+    model, wrong = classifier(), classifier()
+    weight = wrong.graph.initializers["pointwise.weight"]
+    weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.001), name=weight.name)
+    artifact = Onnx().lower(QuantizedGraph(wrong), tmp_path)
+    feeds, graph = samples(model, 4), QuantizedGraph(model)
+    exact = check_quantization(graph, feeds)
+
+    def failures(reference: LevelReport, tolerance: float | None = None) -> tuple[str, ...]:
+        path = tmp_path / artifact.path
+        return check_artifact(graph, artifact, path, feeds, reference=reference, tolerance=tolerance).failures
+
+    assert failures(exact)
+    amplifying = exact.model_copy(update={"sqnr_db": 40.0})
+    assert not failures(amplifying)
+    assert failures(amplifying, tolerance=1e-4), "what the user asks for is held"
 
 
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])

@@ -60,6 +60,7 @@ def test_every_device_has_an_answer(profile: Any, net: ir.Model) -> None:
         assert one.memory_mb > 0
         assert (one.rests_on.held_out == "families") <= (one.basis == "fitted")
         assert len(one.kernels) <= 10
+        assert ("--fit" in (one.narrower or "")) == (one.high_ms > 4 * one.low_ms)
         assert [k.ms for k in one.kernels] == sorted((k.ms for k in one.kernels), reverse=True)
 
 
@@ -168,6 +169,49 @@ def test_a_profile_follows_measurements_of_ones_own_board(net: ir.Model, larger:
     assert predict(unseen, device=again, runtime="ncnn", precision="int8")[0].rests_on.rows != 3  # others stay
 
 
+def test_a_device_without_rows_follows_those_it_is_like(net: ir.Model, larger: ir.Model, tmp_path: Path) -> None:
+    """A Pi 5 with TFLite that takes half the time of a Pi 4: three probes say so, and predictions keep to it."""
+    four, five = (catalogue.find(name).profile for name in ("raspberry-pi-4b", "raspberry-pi-5"))
+    asked = {"runtime": "tflite", "precision": "int8", "threads": 4}
+
+    def half(model: ir.Model) -> float:
+        bare = next(one for one in predict(model, device=four, **asked) if one.delegate is None)
+        return bare.median_ms / 2
+
+    deeper = convolutional(tmp_path / "deeper.onnx", width=48, size=80, depth=8)
+    measured = [Probe(str(i), m, "tflite", "cpu", "int8", 4, half(m)) for i, m in enumerate((net, larger, deeper))]
+    adapted, _ = fit(five, measured)
+    save(adapted, tmp_path / "own.yaml")
+    again = catalogue.find(str(tmp_path / "own.yaml")).profile
+    assert again == adapted
+    (rates_,) = again.adapted
+    assert sum(like.share for like in rates_.like) == pytest.approx(1)
+    unseen = convolutional(tmp_path / "unseen.onnx", width=40, size=72, depth=6)
+    (before,), (after,) = (predict(unseen, device=which, **asked) for which in (five, again))
+    assert after.median_ms == pytest.approx(half(unseen), rel=0.15)
+    assert after.basis == "fitted" and before.basis == "transferred"
+    assert after.high_ms / after.low_ms < before.high_ms / before.low_ms
+
+
+def test_a_disturbed_campaign_does_not_stand_for_its_device(net: ir.Model) -> None:
+    """The published TFLite rows of a Pi 3B spend milliseconds per kernel, whatever its size."""
+    device = catalogue.find("raspberry-pi-3b").profile
+    (tflite,) = predict(net, device=device, runtime="tflite", precision="int8")
+    assert tflite.basis == "transferred"
+    assert any("waited for each other" in text for text in tflite.warnings)
+    (ncnn,) = predict(net, device=device, runtime="ncnn", precision="int8")
+    assert tflite.median_ms < 5 * ncnn.median_ms
+
+
+def test_no_run_is_faster_than_the_peak(larger: ir.Model) -> None:
+    for profile in catalogue.profiles():
+        for one in predict(larger, device=profile):
+            peak = profile.peak_gops(one.compute_unit, one.precision, one.threads)
+            if peak is not None:
+                macs = 96 * 96 * 9 * 64 * (3 + 3 * 64) / 4
+                assert one.low_ms >= min(2 * macs / peak / 1e6, one.median_ms) * 0.999
+
+
 def results(tmp_path: Path, **changes: Any) -> Path:
     one = {"model": "a.onnx", "device": "pi", "runtime": "tflite", "compute_unit": "cpu", "precision": "int8",
            "threads": 4, "kind": "measured", "latency_ms": {"p50": 3.2, "p90": 3.4}}  # fmt: skip
@@ -213,7 +257,7 @@ def test_packs_carry_their_rows_and_errors() -> None:
     found = packs.groups()
     assert sum(c.rows for group in found.values() for c in group.pack.configurations) == rows
     for group in found.values():
-        assert set(group.pack.held_out) == {"random", "families", "devices_0", "devices_3"}
+        assert set(group.pack.held_out) == {"random", "families", "devices_0", "devices_3", "threads"}
 
 
 def test_what_a_profile_rests_on() -> None:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from edgeopt.cli import run as edgeopt
 from tests.conftest import ROOT
 
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
@@ -154,3 +155,14 @@ def test_a_recipe_that_cannot_be_is_refused_with_its_line(recipe, tmp_path, old,
     assert done.returncode == 2
     assert said in done.stderr
     assert "recipe.yaml:" in done.stderr
+
+
+def test_the_gate_judges_what_was_trained(whole, tmp_path, capsys):
+    """Against the trained module and by its answers: the function is no longer the factory's."""
+    (tmp_path / "policy.yaml").write_text("skip: [robustness, slices, preprocessing, latency, confidence]\n")
+    edgeopt(["gate", str(whole), "--policy", str(tmp_path / "policy.yaml"), "--json"])
+    checks = {check["id"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["parity-conversion"]["verdict"] == "pass", checks["parity-conversion"]["summary"]
+    assert "trained after the import" in " ".join(checks["parity-conversion"]["details"])
+    assert checks["parity-quantization"]["verdict"] == "pass", checks["parity-quantization"]["summary"]
+    assert checks["integrity"]["verdict"] == "pass"

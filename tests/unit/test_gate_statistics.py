@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from edgeopt.gate import statistics
 from edgeopt.gate.task import CocoScore, mean_iou
+from edgeopt.pipeline import confidence
 from edgeopt.pipeline.verdict import Interval
 
 
@@ -67,24 +68,24 @@ def test_f1_and_confusion_are_those_of_scikit_learn(seed):
 def test_a_temperature_repairs_what_it_can():
     random = np.random.default_rng(0)
     logits = random.normal(size=(4000, 5))
-    labels = np.array([random.choice(5, p=p) for p in statistics.softmax(logits)])
-    assert statistics.fit_temperature(logits * 3, labels) == pytest.approx(3, rel=0.1)
-    overconfident = statistics.reliability(statistics.softmax(logits * 3), labels).ece
-    right = statistics.reliability(statistics.softmax(logits), labels).ece
+    labels = np.array([random.choice(5, p=p) for p in confidence.softmax(logits)])
+    assert confidence.fit_temperature(logits * 3, labels) == pytest.approx(3, rel=0.1)
+    overconfident = statistics.reliability(confidence.softmax(logits * 3), labels).ece
+    right = statistics.reliability(confidence.softmax(logits), labels).ece
     assert right < 0.03 < overconfident
 
 
 def test_the_threshold_keeps_its_error():
     chances = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
     labels = np.array([0, 0, 1, 0])
-    assert statistics.threshold_for(chances, labels, 0.0) == (0.8, 0.5, 0.0)
-    assert statistics.threshold_for(chances, 1 - labels * 0, 0.0) is None
+    assert confidence.threshold_for(chances, labels, 0.0) == (0.8, 0.5, 0.0)
+    assert confidence.threshold_for(chances, 1 - labels * 0, 0.0) is None
 
 
 def test_softmax_is_stable():
-    assert np.allclose(statistics.softmax(np.array([[1e4, 1e4]])), 0.5)
-    assert statistics.looks_like_probabilities(statistics.softmax(np.random.default_rng(0).normal(size=(8, 10))))
-    assert not statistics.looks_like_probabilities(np.random.default_rng(0).normal(size=(8, 10)))
+    assert np.allclose(confidence.softmax(np.array([[1e4, 1e4]])), 0.5)
+    assert confidence.looks_like_probabilities(confidence.softmax(np.random.default_rng(0).normal(size=(8, 10))))
+    assert not confidence.looks_like_probabilities(np.random.default_rng(0).normal(size=(8, 10)))
 
 
 def test_mean_iou_by_hand():

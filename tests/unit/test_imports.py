@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 FRAMEWORKS = ("torch", "tensorflow", "coremltools", "onnxruntime", "nncf", "ai_edge_litert", "onnxscript", "tensorrt")
-EXTRAS = ("torch", "torch_pruning", "tensorflow", "coremltools", "nncf", "onnxscript", "sklearn", "scipy")
+EXTRAS = ("torch", "torch_pruning", "tensorflow", "coremltools", "nncf", "onnxscript", "sklearn", "scipy", "mlflow")
 
 LOADED = f"""
 import json, sys

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeopt.runtimes.mil_reference import package
-from edgeopt.runtimes.mil_reference.package import Constant, OtherType, Reference, TensorType
+from edgeopt.runtimes.mil_reference.program import Constant, OtherType, Reference, TensorType, operations
 from edgeopt.runtimes.mil_reference.weights import DTYPES, NUMPY_DTYPES, WeightFile, packed_bytes, unpack
 
 ct = pytest.importorskip("coremltools")
@@ -69,15 +69,15 @@ def test_what_coremltools_wrote_is_read(written):
     assert (bias.kind, bias.dtype, bias.shape) == ("array", "float32", (1, 8))
     assert [feature.kind for feature in found.main.features_out] == ["string", "dictionary"]
     assert found.main.predicted_feature == "classLabel"
-    by_type = {operation.type: operation for operation in package.operations(found.main.block)}
-    conv = next(operation for operation in package.operations(found.main.block) if operation.name == "first")
+    by_type = {operation.type: operation for operation in operations(found.main.block)}
+    conv = next(operation for operation in operations(found.main.block) if operation.name == "first")
     assert conv.outputs[0].type == TensorType("float32", (1, 8, 16, 16))
     assert isinstance(conv.inputs["weight"][0], Reference)
     classify = by_type["classify"]
     assert classify.outputs[1].type == OtherType("dictionary", (TensorType("string", ()), TensorType("float64", ())))
     constants = {
         operation.outputs[0].name: operation.attributes["val"]
-        for operation in package.operations(found.main.block)
+        for operation in operations(found.main.block)
         if operation.type == "const"
     }
     assert np.array_equal(constants[conv.inputs["weight"][0].name].value, WEIGHTS)

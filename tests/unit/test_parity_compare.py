@@ -39,6 +39,7 @@ def test_steps_are_counted_on_the_grid() -> None:
     reference = np.zeros(4, np.float32)
     accumulator.add(reference, np.array([0, 0.1, -0.1, 0.3], np.float32))
     found = accumulator.result()
+    assert found.equal == 0.25
     assert found.within_one_step == 0.75
     assert found.lsb_max == pytest.approx(3, rel=1e-6)
 

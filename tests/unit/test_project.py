@@ -104,10 +104,15 @@ def test_every_import_is_declared():
     extras = {
         canonicalize_name(one.name)
         for one in declared(
-            *(PROJECT["optional-dependencies"][e] for e in ("torch", "tensorflow", "coreml", "nncf", "detection"))
+            *(
+                PROJECT["optional-dependencies"][e]
+                for e in ("torch", "tensorflow", "coreml", "nncf", "detection", "mlflow")
+            )
         )
     }
-    optional_imports = {"torch", "tensorflow", "coremltools", "nncf", "onnxscript", "torch_pruning", "pycocotools"}
+    optional_imports = {
+        "torch", "tensorflow", "coremltools", "nncf", "onnxscript", "torch_pruning", "pycocotools", "mlflow",
+    }  # fmt: skip
     undeclared = set()
     for module in pkgutil.walk_packages(edgeopt.__path__, "edgeopt."):
         path = ROOT / (module.name.replace(".", "/") + ("/__init__.py" if module.ispkg else ".py"))

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.devices import adapt, rates
+from edgeopt.devices import adapt, probing, rates
 from edgeopt.devices.kernels import QUANTITIES
+from edgeopt.devices.packs import Configuration, Widths
+from edgeopt.devices.predict import waits
 
 COUNT = len(QUANTITIES)
 
@@ -66,6 +68,29 @@ def test_probes_are_chosen_where_models_differ() -> None:
     x = np.vstack([quantities(1, 1), quantities(1, 1), quantities(2, 1)])
     chosen = adapt.choose_probes(x, np.zeros(COUNT), np.eye(COUNT), 1e-3 * np.eye(3), 2)
     assert 2 in chosen and len(set(chosen)) == 2
+
+
+def test_probes_find_the_device_that_they_are_like() -> None:
+    doubles = np.array([[0.0, 0.0, 0.0], [0.5, 1.0, 0.2], [1.0, 0.1, 2.0]])
+    covariance = 0.01 * np.eye(3)
+    weights, pull = probing.weigh(doubles, doubles[1] + 0.05, covariance, np.zeros(3))
+    assert weights[1] > 0.999 and weights.sum() == pytest.approx(1)
+    np.testing.assert_allclose(covariance @ pull, np.full(3, 0.05), rtol=1e-3)  # what the double does not say
+
+
+def test_devices_count_alike_before_anything_is_measured() -> None:
+    widths = Widths(rates=0.1, residual=0.1, speed=0.1, other_engine=1.0)
+    found = np.exp(probing.prior(["a", "a", "b", "c"], ["x", "x", "x", "y"], "x", widths))
+    np.testing.assert_allclose(found, [0.5, 0.5, 1, np.exp(-1)])
+
+
+@pytest.mark.parametrize(("engine", "start_ms", "expected"), [
+    ("tflite/cpu/int8", 3.9, True), ("tflite/cpu/int8", 0.2, False), ("tflite/gpu/fp16", 3.9, False),
+])  # fmt: skip
+def test_threads_that_wait_for_each_other_are_told(engine: str, start_ms: float, expected: bool) -> None:
+    theta = (float(np.log(start_ms)), *[0.0] * (COUNT - 1))
+    one = Configuration(device="d", engine=engine, threads="4", campaign="c", rows=9, theta=theta, own=())
+    assert waits(one) is expected
 
 
 def test_nearest_thread_count_is_by_ratio() -> None:

@@ -21,7 +21,7 @@ def run(evidence: Evidence, target: str) -> Said | None:
         return Said(
             "inconclusive",
             "the baseline does not know this target",
-            remedy="Write it again with --write-baseline.",
+            remedy="Write it again with --write-baseline FILE.",
         )
     now, allowed = figures_of(evidence, target), baseline.tolerances
     worse, details = [], []
@@ -51,7 +51,7 @@ def run(evidence: Evidence, target: str) -> Said | None:
         return Said(
             "fail",
             f"worse than the baseline: {worse[0]}",
-            remedy="Repair it, or agree on a new baseline with --write-baseline and commit it.",
+            remedy="Repair it, or agree on a new baseline (--write-baseline FILE) and commit it.",
             details=tuple(worse[1:] + details),
         )
     return Said("pass", f"{len(details)} figures no worse than the baseline", details=tuple(details))

@@ -16,6 +16,8 @@ from edgeopt.data.samples import Few, LabelledSamples
 from edgeopt.gate.check import Figures, Said
 from edgeopt.gate.differing_layer import exposed
 from edgeopt.gate.evidence import Evidence
+from edgeopt.graph.placement import WEIGHTED
+from edgeopt.pipeline.calibration_doctor import FAR, STRETCHES, distance
 from edgeopt.pipeline.verdict import Picture, Verdict
 from edgeopt.runtimes.onnxruntime import Session
 
@@ -24,12 +26,12 @@ REASON = "scales are chosen on these samples; what they lack, the integer model 
 Array = npt.NDArray[Any]
 
 LOOKED_AT = 300
-FAR = 0.35
-"""Share by which the histograms of two sets' values differ (total variation): halves of one set differ by 0.02–0.1."""
-STRETCHES = 3.0
-"""A sample whose largest value is three times the next sample's costs the others a bit and a half."""
-BINS = 64
 SHOWN = 6
+SHIFTED = 0.25
+"""Standard deviations by which the means of a tensor's channels lie apart (rms over the channels, beyond chance):
+halves of one set come to 0 to 0.1, a quarter turn, other light or noise to 0.3 and more."""
+ACTIVATIONS_AT = 100
+SHUFFLES, LEAST_CHANNELS = 60, 8
 
 
 def run(evidence: Evidence, target: None) -> Said | None:
@@ -42,6 +44,7 @@ def run(evidence: Evidence, target: None) -> Said | None:
     different = len({digest.of_array(array) for array in arrays})
     figures: Figures = {"samples": len(calibration), "different": different}
     wrong, unsure, details = [], [], []
+    responses = _Responses(evidence, few)
     if different <= 1 and len(arrays) > 1:
         wrong.append(f"all {len(arrays)} calibration samples are the same")
     elif 1 - different / len(arrays) > policy.max_duplicates:
@@ -55,11 +58,19 @@ def run(evidence: Evidence, target: None) -> Said | None:
         both = len({digest.of_array(a) for a in arrays} & {digest.of_array(a) for a in others})
         if both:
             unsure.append(f"{both} evaluation samples are calibration samples too: figures on them look too good")
-        distance, how = _distance(arrays, others)
-        figures["distance"] = round(distance, 4)
-        details.append(f"distance to the evaluation set {distance:.3f} (total variation of values; {how})")
-        if distance > FAR:
-            wrong.append(f"calibration and evaluation values are far apart: {distance:.2f} of 1 ({how})")
+        apart, how = distance(arrays, others)
+        figures["distance"] = round(apart, 4)
+        details.append(f"distance to the evaluation set {apart:.3f} (total variation of values; {how})")
+        if apart > FAR:
+            wrong.append(f"calibration and evaluation values are far apart: {apart:.2f} of 1 ({how})")
+        shift, where = _shift(evidence, responses)
+        figures["shift"] = round(shift, 3)
+        details.append(f"activations of the two sets lie {shift:.2f} standard deviations apart at most (node {where})")
+        if shift > SHIFTED:
+            wrong.append(
+                f"calibration and evaluation samples are not alike to the model: at node {where} channel means lie "
+                f"{shift:.2f} standard deviations apart, beyond chance; one of the two sets is prepared wrongly"
+            )
         answered = _coverage(evidence, few)
         figures["classes"] = answered[0]
         if answered[1]:
@@ -68,7 +79,7 @@ def run(evidence: Evidence, target: None) -> Said | None:
             (unsure if len(calibration) < 5 * (answered[0] + len(answered[1])) else wrong).append(
                 f"no calibration sample of class {text}{more}, as the float model sees them"
             )
-    stretching = _stretching(evidence, few)
+    stretching = _stretching(responses)
     details += [text for _, text in stretching]
     pictures = _pictures(arrays, few, stretching)
     verdict: Verdict = "fail" if wrong else "inconclusive" if unsure else "pass"
@@ -83,24 +94,71 @@ def run(evidence: Evidence, target: None) -> Said | None:
     return Said("pass", text, details=tuple(details), figures=figures, evidence={"pictures": pictures})
 
 
-def _distance(a: list[Array], b: list[Array]) -> tuple[float, str]:
-    """Total variation of value histograms, the worst channel; and the means and spreads that differ."""
-    worst, how = 0.0, "one distribution"
-    channels = a[0].shape[1] if a[0].ndim == 4 else 1
-    for channel in range(min(channels, 4)):
-        x, y = (
-            np.concatenate([(s[:, channel] if s.ndim == 4 else s).ravel()[:4096].astype(np.float64) for s in samples])
-            for samples in (a, b)
-        )
-        low, high = min(x.min(), y.min()), max(x.max(), y.max())
-        if high <= low:
+class _Responses:
+    """What the float graph answers to some samples, tensor by tensor: peaks of one, means of the channels of another.
+
+    Args:
+        evidence: of the run; its graph after the passes is looked at.
+        samples: at most ``ACTIVATIONS_AT`` of them.
+    """
+
+    def __init__(self, evidence: Evidence, samples: LabelledSamples) -> None:
+        graph, table = evidence.run.graph, evidence.run.graph.quantization
+        self.makers = {value.name or "": node.name or "" for node in graph.model.graph for value in node.outputs}
+        self.on_grid = [name for name in (table.activations if table is not None else {}) if name in self.makers]
+        weighted = [
+            value.name or "" for node in graph.model.graph if node.op_type in WEIGHTED for value in node.outputs
+        ]
+        names = list(dict.fromkeys([*self.on_grid, *weighted]))
+        few = Few(samples, ACTIVATIONS_AT)
+        self.numbers = few.numbers
+        peaks: list[list[float]] = []
+        means: dict[str, list[Array]] = {name: [] for name in weighted}
+        with Session(exposed(graph.model, names)) as session:
+            for feed in few:
+                found = session.run(feed, names)
+                peaks.append([float(np.abs(found[name]).max(initial=0)) for name in self.on_grid])
+                for name, rows in means.items():
+                    rows.append(_per_channel(found[name]))
+        self.peaks = np.array(peaks)
+        self.means = {name: np.stack(rows).astype(np.float64) for name, rows in means.items()}
+
+
+def _shift(evidence: Evidence, calibration: _Responses) -> tuple[float, str]:
+    """How differently the float model's channels respond to two sets: the tensor where most, and its node.
+
+    Per channel the difference of the means over samples, in standard deviations; squared and averaged over the
+    channels of a tensor, less what shuffled samples reach in 95 % of the cases.
+    """
+    evaluation = _Responses(evidence, evidence.samples)
+    count, others = len(calibration.peaks), len(evaluation.peaks)
+    random = np.random.default_rng(evidence.policy.seed)
+    orders = [random.permutation(count + others) for _ in range(SHUFFLES)]
+    worst, where = 0.0, "none"
+    for name, own in calibration.means.items():
+        if min(own.shape[1], count, others) < LEAST_CHANNELS:
             continue
-        p, q = (np.histogram(v, BINS, (low, high))[0] / v.size for v in (x, y))
-        found = float(np.abs(p - q).sum() / 2)
-        if found > worst:
-            worst = found
-            how = f"channel {channel}: mean {x.mean():.3g} and {y.mean():.3g}, spread {x.std():.3g} and {y.std():.3g}"
-    return worst, how
+        both = np.concatenate([own, evaluation.means[name]])
+        found = _apart(both, count) - float(np.quantile([_apart(both[order], count) for order in orders], 0.95))
+        if found > 0 and np.sqrt(found) > worst:
+            worst, where = float(np.sqrt(found)), calibration.makers[name]
+    return worst, where
+
+
+def _per_channel(array: Array) -> Array:
+    """Means over places: of [1, C, …] or [1, T, C]."""
+    if array.ndim < 2:
+        return array.ravel()
+    means: Array = array[0].mean(0) if array.ndim == 3 else array[0].reshape(array.shape[1], -1).mean(1)
+    return means
+
+
+def _apart(array: Array, count: int) -> float:
+    """Of the first ``count`` rows and the others: squared difference of means over variance, mean over columns."""
+    a, b = array[:count], array[count:]
+    spread = (a.var(0) + b.var(0)) / 2
+    alive = spread > 0
+    return float((np.square(a.mean(0) - b.mean(0))[alive] / spread[alive]).mean()) if alive.any() else 0.0
 
 
 def _coverage(evidence: Evidence, few: Few) -> tuple[int, list[int]]:
@@ -122,26 +180,18 @@ def _coverage(evidence: Evidence, few: Few) -> tuple[int, list[int]]:
     return len(seen), sorted(often - seen)
 
 
-def _stretching(evidence: Evidence, few: LabelledSamples) -> list[tuple[int, str]]:
+def _stretching(responses: _Responses) -> list[tuple[int, str]]:
     """Samples that alone widen a tensor's range: place among the samples looked at, and in words."""
-    graph = evidence.run.graph
-    table = graph.quantization
-    made = {value.name: node.name for node in graph.model.graph for value in node.outputs}
-    names = [name for name in (table.activations if table is not None else {}) if name in made]
-    peaks = []
-    with Session(exposed(graph.model, names)) as session:
-        for feed in few:
-            peaks.append([float(np.abs(array).max(initial=0)) for array in session.run(feed, names).values()])
-    if len(peaks) < 3 or not names:
+    names, made, table_of_peaks = responses.on_grid, responses.makers, responses.peaks
+    if len(table_of_peaks) < 3 or not names:
         return []
-    table_of_peaks = np.array(peaks)
     order = np.sort(table_of_peaks, axis=0)
     ratio = order[-1] / np.maximum(order[-2], 1e-12)
     found: dict[int, str] = {}
     for column in np.argsort(-ratio):
         if ratio[column] < STRETCHES or order[-2][column] <= 0:
             break
-        sample = int(table_of_peaks[:, column].argmax())
+        sample = responses.numbers[int(table_of_peaks[:, column].argmax())]
         text = (
             f"calibration sample {sample} reaches {order[-1][column]:.3g} at node {made[names[column]]}, "
             f"{ratio[column]:.1f} times any other"

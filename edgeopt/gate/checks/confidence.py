@@ -6,7 +6,8 @@ import numpy as np
 
 from edgeopt.gate import statistics
 from edgeopt.gate.check import Figures, Said
-from edgeopt.gate.evidence import Evidence, called
+from edgeopt.gate.evidence import Evidence
+from edgeopt.pipeline.confidence import probabilities, read, threshold_for
 from edgeopt.pipeline.verdict import ConfidenceRecord, Verdict
 
 ID = "confidence"
@@ -21,21 +22,28 @@ def run(evidence: Evidence, target: str) -> Said | None:
     scores = {name: np.asarray(evidence.scores(which)) for name, which in (("float", None), ("target", target))}
     if not all(np.isfinite(array).all() for array in scores.values()) or labels.max() >= scores["float"].shape[1]:
         return None  # outputs-alive and preprocessing say what is wrong
-    chances = {name: statistics.probabilities(array) for name, array in scores.items()}
+    chances = {name: probabilities(array) for name, array in scores.items()}
     before, after = (statistics.reliability(chances[name], labels) for name in ("float", "target"))
+    (sure_float, right_float), (sure, right) = (statistics.confidences(chances[n], labels) for n in chances)
     increase = statistics.bootstrap(
         lambda chosen: (
-            statistics.reliability(chances["target"][chosen], labels[chosen]).ece
-            - statistics.reliability(chances["float"][chosen], labels[chosen]).ece
+            statistics.expected_calibration_error(sure[chosen], right[chosen])
+            - statistics.expected_calibration_error(sure_float[chosen], right_float[chosen])
         ),
         len(labels),
         draws=DRAWS,
         level=evidence.policy.confidence_level,
         seed=evidence.policy.seed,
     )
-    temperature, scaled = _temperature(evidence, target, scores["target"], labels)
-    used = chances["target"] if temperature is None else statistics.probabilities(scores["target"], temperature)
-    chosen = statistics.threshold_for(used, labels, policy.max_error)
+    stored = read(evidence.run.runnable(target))
+    temperature = stored.temperature if stored is not None else None
+    used = probabilities(scores["target"], temperature or 1.0)
+    scaled = statistics.reliability(used, labels).ece if temperature is not None else None
+    if stored is not None and stored.threshold is not None and stored.max_error == policy.max_error:
+        whose = "the file's"
+        chosen: tuple[float, float, float] | None = (stored.threshold, *_above(used, labels, stored.threshold))
+    else:
+        whose, chosen = "for this policy, a", threshold_for(used, labels, policy.max_error)
     record = ConfidenceRecord(
         float_=before,
         target=after,
@@ -48,13 +56,17 @@ def run(evidence: Evidence, target: str) -> Said | None:
     details = [
         f"increase {increase.value:+.4f}, {increase.level:.0%} interval {increase.low:+.4f} to {increase.high:+.4f}"
     ]
-    if temperature is None:
+    if stored is None or temperature is None:
         details.append("no temperature: the calibration data has no labels, or no wrong answer among them to fit it to")
     else:
-        details.append(f"temperature {temperature:.3f}, fitted on labelled calibration samples: ECE {scaled:.4f}")
+        details.append(
+            f"the file's temperature {temperature:.3f}, fitted on {stored.samples} labelled calibration samples: "
+            f"ECE {scaled:.4f} here"
+        )
     if chosen:
         details.append(
-            f"threshold {chosen[0]:.3f} accepts {chosen[1]:.1%} of the samples with {chosen[2]:.2%} wrong answers"
+            f"{whose} threshold {chosen[0]:.3f} accepts {chosen[1]:.1%} of the samples with {chosen[2]:.2%} wrong "
+            "answers"
         )
     figures: Figures = {
         "ece_float": before.ece, "ece_target": after.ece, "temperature": temperature,
@@ -70,21 +82,22 @@ def run(evidence: Evidence, target: str) -> Said | None:
             figures=figures,
             evidence={"confidence": record},
         )
+    if scaled is not None and scaled > after.ece + policy.max_ece_increase:
+        return Said(
+            "inconclusive",
+            f"{text}; the temperature in the file makes it {scaled:.4f}",
+            remedy="Calibrate on samples drawn as those that the model will meet: it was fitted on others.",
+            details=tuple(details),
+            figures=figures,
+            evidence={"confidence": record},
+        )
     verdict: Verdict = "inconclusive" if increase.value > policy.max_ece_increase else "pass"
     return Said(verdict, text, remedy="Give more labelled samples." if verdict == "inconclusive" else "",
                 details=tuple(details), figures=figures, evidence={"confidence": record})  # fmt: skip
 
 
-def _temperature(
-    evidence: Evidence, target: str, scores: statistics.Array, labels: statistics.Array
-) -> tuple[float | None, float | None]:
-    """Fitted on calibration samples, so that the evaluation set stays unseen; and the ECE that it leaves there."""
-    calibration = evidence.calibration
-    if calibration is None or calibration.labels is None or calibration.labels.max() >= scores.shape[1]:
-        return None, None
-    with evidence.runner(target) as runner:
-        seen = np.stack(list(called(runner, calibration, evidence.first_output)))
-    if (seen.argmax(1) == calibration.labels).all():
-        return None, None  # without a wrong answer, ever more confidence is ever better
-    temperature = statistics.fit_temperature(seen, calibration.labels)
-    return temperature, statistics.reliability(statistics.probabilities(scores, temperature), labels).ece
+def _above(chances: statistics.Array, labels: statistics.Array, threshold: float) -> tuple[float, float]:
+    """Share of samples at or above the threshold, and of wrong answers among them."""
+    sure, right = statistics.confidences(chances, labels)
+    chosen = sure >= threshold
+    return float(chosen.mean()), float((~right[chosen]).mean()) if chosen.any() else 0.0

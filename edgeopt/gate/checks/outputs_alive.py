@@ -10,7 +10,7 @@ import numpy.typing as npt
 from edgeopt.errors import EdgeoptError, ModelError
 from edgeopt.gate.check import Said
 from edgeopt.gate.evidence import Evidence
-from edgeopt.gate.statistics import looks_like_probabilities, softmax
+from edgeopt.pipeline.confidence import looks_like_probabilities, softmax
 
 ID = "outputs-alive"
 REASON = "a model can run, be fast, and say the same about everything"

@@ -22,6 +22,10 @@ from edgeopt.runtimes.onnxruntime import Session
 ID = "parity-quantization"
 REASON = "quantization loses something on every model; more than it must lose is a fault in scales, weights or data"
 
+REMEDY = (
+    "Check calibration data and preprocessing; else keep the named layer in float (`edgeopt gate RUN --bisect` finds "
+    "the smallest set)."
+)
 SHOWN, BINS = 4, 48
 
 
@@ -31,14 +35,15 @@ def run(evidence: Evidence, target: None) -> Said | None:
         scheme.startswith("int8") for scheme in run.graph.quantization.schemes.values()
     ):
         return None
-    report = check_quantization(run.graph, evidence.few(PARITY_SAMPLES))
     details: list[str] = []
-    figures: Figures = {"sqnr_db": round(report.sqnr_db, 2)}
-    ours, limit, why = report.sqnr_db, policy.min_sqnr_db, "the policy asks for it"
+    limit, why = policy.min_sqnr_db, "the policy asks for it"
     measured = yardstick.measure(evidence) if limit is None else None
+    # The yardstick has judged the run on more samples already.
+    ours = check_quantization(run.graph, evidence.few(PARITY_SAMPLES)).sqnr_db if measured is None else measured.ours_db
+    figures: Figures = {"sqnr_db": round(ours, 2)}
     if limit is None and measured is not None:
         limit = yardstick.required_db(measured, policy.yardstick_margin_db)
-        ours, why = measured.ours_db, f"{measured.how} reaches {measured.sqnr_db:.1f} dB"
+        why = f"{measured.how} reaches {measured.sqnr_db:.1f} dB"
         figures |= {"yardstick_db": round(measured.sqnr_db, 2), "beside_yardstick_db": round(ours, 2)}
         details.append(
             f"tolerance {limit:.1f} dB: {measured.how} reaches {measured.sqnr_db:.1f} dB on samples it did not "
@@ -61,6 +66,19 @@ def run(evidence: Evidence, target: None) -> Said | None:
                     remedy="Give evaluation data (8 samples or more) or `parity: {min_sqnr_db: …}`.",
                     details=tuple(details), figures=figures, evidence=more)  # fmt: skip
     figures["tolerance_db"] = round(limit, 2)
+    wrong = _agreeing(evidence, faults, located) if measured is not None else None
+    if np.isfinite(ours) and ours >= limit and wrong is not None and located is not None:
+        details += [located.text, *(fault.text for fault in faults[:4] if fault != wrong)]
+        return Said(
+            "fail",
+            f"{wrong.text}; its error is there from {located.before_db:.1f} to {located.after_db:.1f} dB, L1 as a "
+            f"whole {ours:.1f} dB",
+            remedy=REMEDY,
+            details=tuple(details),
+            layer=wrong.layer,
+            figures=figures,
+            evidence=more,
+        )
     if np.isfinite(ours) and ours >= limit:
         details += [f"seen besides: {fault.text}" for fault in faults[:3]]
         if evidence.localize and located is not None:
@@ -74,8 +92,7 @@ def run(evidence: Evidence, target: None) -> Said | None:
     return Said(
         "fail",
         f"{cause}; L1 {ours:.1f} dB, expected at least {limit:.1f} ({why})",
-        remedy="Check calibration data and preprocessing; else keep the named layer in float "
-        "(`edgeopt gate RUN --bisect` finds the smallest set).",
+        remedy=REMEDY,
         details=tuple(details),
         layer=layer,
         figures=figures,
@@ -113,15 +130,23 @@ def _cause(evidence: Evidence, faults: list[gate.Located], jump: parity.Located 
     """
     if jump is None:
         return (faults[0].layer, faults[0].text) if faults else (None, "quantization loses more than it must")
+    if (nearest := _agreeing(evidence, faults, jump)) is not None:
+        return nearest.layer, nearest.text
     named = computed_by(evidence.run.graph.model, jump.node)
+    return jump.node, jump.text.replace(jump.node, named, 1)
+
+
+def _agreeing(evidence: Evidence, faults: list[gate.Located], jump: parity.Located | None) -> gate.Located | None:
+    """What looks wrong in the table where the error jumps too: both together are a fault, however small its harm.
+
+    An error per channel shows where channels are summed: at the layers behind, up to the last that could undo it.
+    """
+    if jump is None:
+        return None
     order = {node.name: place for place, node in enumerate(evidence.run.graph.model.graph)}
     place = order.get(jump.node, -1)
-    # An error per channel shows where channels are summed: at the layers behind, up to the last that could undo it.
     agreeing = [fault for fault in faults if order.get(fault.layer, 1 << 30) <= place <= order.get(fault.until, -1)]
-    if agreeing:
-        nearest = max(agreeing, key=lambda fault: order[fault.layer])
-        return nearest.layer, nearest.text
-    return jump.node, jump.text.replace(jump.node, named, 1)
+    return max(agreeing, key=lambda fault: order[fault.layer]) if agreeing else None
 
 
 def _layers(evidence: Evidence) -> tuple[LayerError, ...]:

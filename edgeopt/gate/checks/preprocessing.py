@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from edgeopt.gate.check import Said
 from edgeopt.gate.evidence import Evidence
 from edgeopt.gate.statistics import mcnemar
 from edgeopt.graph.model import serialise
+from edgeopt.pipeline.confidence import looks_like_probabilities
 from edgeopt.runtimes.onnxruntime import Session
 from edgeopt.types import Preprocess
 
@@ -21,9 +23,16 @@ REASON = "most bad results in the field come from data that is prepared otherwis
 Array = npt.NDArray[Any]
 Change = Callable[[Array], Array]
 
-SAMPLES = 200
+SAMPLES = 128
+FIRST, NEAR = 40, 0.05
+"""Most mistakes ruin right data, as so many samples show: only one that comes near is looked at on all of them."""
 BETTER = 0.05
 """Five points on the same samples, and beyond chance: a mistake in the data, not luck."""
+DOUBTFUL, WRONG = 0.08, 0.2
+"""Of all samples, labels that are wrong by all appearance. With right labels models of 80 to 99 % stay below 0.02;
+large public sets have up to a tenth wrong, and are used."""
+LEAST = 5
+"""Samples without which nothing is said of a class, nor of labels as a whole."""
 
 
 def run(evidence: Evidence, target: str) -> Said | None:
@@ -52,18 +61,26 @@ def run(evidence: Evidence, target: str) -> Said | None:
             remedy="Complete `labels` in the recipe: an app shows the name at the index of the answer.",
         )
     right = scores.argmax(1) == labels
-    if (moved := _shifted(scores.argmax(1), labels, right)) is not None:
+    moved = _shifted(scores.argmax(1), labels, right) or _renamed(evidence, scores.argmax(1), labels)
+    if moved is not None:
         return Said(
             "fail", moved, remedy="Correct the labels; class indices start at 0 and stand in the model's order."
         )
-    if len(inputs) != 1 or len(inputs[0].shape) != 4:
-        return Said("pass", f"labels fit the {classes} classes")
-    return _naive(evidence, target, labels, classes)
+    if len(inputs) == 1 and len(inputs[0].shape) == 4:
+        said = _naive(evidence, target, labels)
+    else:
+        said = Said("pass", f"labels fit the {classes} classes")
+    share, text = _doubtful(scores, labels)
+    if said.verdict == "pass" and share >= DOUBTFUL:
+        remedy = "Look at these samples: labels that lost their order, or data that is not what was labelled."
+        return replace(said, verdict="fail" if share >= WRONG else "inconclusive", summary=text, remedy=remedy)
+    return said
 
 
-def _naive(evidence: Evidence, target: str, labels: Array, classes: int) -> Said:
+def _naive(evidence: Evidence, target: str, labels: Array) -> Said:
     few = Few(evidence.samples, SAMPLES)
     numbers, feeds = few.numbers, list(few)
+    first = range(0, len(feeds), max(len(feeds) // FIRST, 1))
     name, output = evidence.run.signature.inputs[0].name, evidence.first_output
     changes = _changes(evidence, feeds, name)
     known = labels[numbers]
@@ -73,9 +90,9 @@ def _naive(evidence: Evidence, target: str, labels: Array, classes: int) -> Said
     with Session(serialise(evidence.run.source)) as exact, evidence.runner(target) as runner:
         for what, change in changes.items():
             changed: list[Feed] = [{**feed, name: change(feed[name]).astype(feed[name].dtype)} for feed in feeds]
-            made = np.array([int(runner.call(feed)[output].argmax()) for feed in changed])
-            found[what] = float((made == known).mean())
-            if found[what] <= float(right.mean()):
+            made = np.array([int(runner.call(changed[place])[output].argmax()) for place in first])
+            found[what] = float((made == known[first]).mean())
+            if found[what] <= float(right[first].mean()) - NEAR:
                 continue
             other = np.array([int(exact.run(feed)[output].argmax()) for feed in changed]) == known
             gain = float(other.mean() - right.mean())
@@ -132,6 +149,45 @@ def _shifted(answers: Array, labels: Array, right: Array) -> str | None:
     return None
 
 
+def _renamed(evidence: Evidence, answers: Array, labels: Array) -> str | None:
+    """Classes under each other's numbers: most samples of each are answered as the next one of a closed round."""
+    moved: dict[int, int] = {}
+    for name in np.unique(labels):
+        own = answers[labels == name]
+        values, counts = np.unique(own, return_counts=True)
+        if len(own) >= LEAST and counts.max() > len(own) / 2 and values[counts.argmax()] != name:
+            moved[int(name)] = int(values[counts.argmax()])
+    # A class that the model takes for another is a weak model; two that it exchanges are a list in another order.
+    while moved and set(moved) != set(moved.values()):
+        moved = {name: other for name, other in moved.items() if other in moved and name in moved.values()}
+    if not moved:
+        return None
+    name, other = next(iter(moved.items()))
+    return (
+        f"labels are in another order than the model's classes: samples of '{evidence.class_name(name)}' are answered "
+        f"as '{evidence.class_name(other)}' ({len(moved)} classes change places)"
+    )
+
+
+def _doubtful(scores: Array, labels: Array) -> tuple[float, str]:
+    """Labels that do not belong to their samples: there the model is as sure of another answer as it is of right ones.
+
+    A model is seldom sure where it is wrong; where labels are, it is sure in half of the cases, above the median.
+    Returns an estimate of the share of such labels, and the same in words.
+    """
+    logits = np.log(np.maximum(scores, 1e-12)) if looks_like_probabilities(scores) else scores
+    best = np.sort(logits.astype(np.float64), axis=1)[:, -2:]
+    margin, right = best[:, 1] - best[:, 0], scores.argmax(1) == labels
+    if right.sum() < LEAST:
+        return 0.0, ""
+    sure = int((margin[~right] >= np.median(margin[right])).sum())
+    share = min(2 * sure / len(labels), 1.0) if sure >= LEAST else 0.0
+    return share, (
+        f"labels do not fit the data: about {share:.0%} of them seem wrong (on {sure} of {len(labels)} samples "
+        "the float model is as sure of another answer as it is of its right ones)"
+    )
+
+
 def _broken_tail(right: Array) -> int | None:
     """Where answers stop being right for good: labels that were cut off, filled up, or lost a line."""
     count = len(right)
@@ -175,7 +231,10 @@ def _changes(evidence: Evidence, feeds: list[Feed], name: str) -> dict[str, Chan
     found["NCHW bytes read as NHWC"] = lambda x: np.ascontiguousarray(
         x.reshape(x.shape[0], *x.shape[2:], x.shape[1]).transpose(0, 3, 1, 2)
     )
-    found["height and width swapped"] = lambda x: x.transpose(0, 1, 3, 2) if x.shape[2] == x.shape[3] else x
+    if feeds[0][name].shape[2] == feeds[0][name].shape[3]:
+        found["height and width swapped"] = lambda x: x.transpose(0, 1, 3, 2)
+        for quarters in (1, 2, 3):  # an orientation tag that nobody read
+            found[f"rotated by {90 * quarters}°"] = lambda x, k=quarters: np.rot90(x, k, (2, 3))  # type: ignore[misc]
     found["resized by nearest neighbour"] = lambda x: np.repeat(np.repeat(x[:, :, ::2, ::2], 2, 2), 2, 3)[
         :, :, : x.shape[2], : x.shape[3]
     ]

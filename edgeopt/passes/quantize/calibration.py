@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from edgeopt.errors import DataError, ModelError
 from edgeopt.events import track
+from edgeopt.graph.model import named_initializer
 from edgeopt.passes.base import Feed, Samples
 from edgeopt.runtimes.onnxruntime import Session
 
@@ -310,7 +311,7 @@ class _Probe:
     def reduce(self, name: str, op: str, axis: int | None) -> None:
         value = self._values[name]
         rest = [index for index in range(len(shape_of(value))) if index != axis]
-        axes = self._constant(f"{name}__{op}_axes", np.array(rest, np.int64))
+        axes = named_initializer(self._model.graph, f"{name}__{op}_axes", np.array(rest, np.int64))
         self._output(op, [value, axes], {"keepdims": 0}, f"{name}__{op}")
 
     def sample(self, name: str, axis: int | None) -> None:
@@ -320,7 +321,7 @@ class _Probe:
         outer = 1 if axis is None else math.prod(shape[:axis])
         inner = math.prod(shape) if axis is None else math.prod(shape[axis + 1 :])
         channels = math.prod(shape) // (outer * inner)
-        flat = self._constant(f"{name}__flat", np.array([outer, channels, inner], np.int64))
+        flat = named_initializer(self._model.graph, f"{name}__flat", np.array([outer, channels, inner], np.int64))
         limit = max(1, POSITIONS // outer)
         if inner <= limit:
             self._output("Reshape", [value, flat], {}, f"{name}__sampled")
@@ -338,12 +339,6 @@ class _Probe:
 
     def session(self, threads: int) -> Session:
         return Session(ir.to_proto(self._model).SerializeToString(), threads=threads)
-
-    def _constant(self, name: str, array: Array) -> ir.Value:
-        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        value.type, value.shape = ir.TensorType(ir.DataType.INT64), ir.Shape(array.shape)
-        self._model.graph.register_initializer(value)
-        return value
 
     def _node(self, op: str, inputs: Sequence[ir.Value], attributes: Mapping[str, int], name: str) -> ir.Value:
         node = ir.node(op, inputs, attributes, name=name)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgeopt.graph.model import named_initializer
 from edgeopt.graph.quantization import INT8_MAX, INT8_MIN, QuantParams
 from edgeopt.passes.base import Feed
 from edgeopt.passes.quantize.calibration import TensorStatistics, shape_of
@@ -109,12 +110,18 @@ def fold_lattice(model: ir.Model, name: str, lattice: Lattice) -> str:
     if any(pads):
         around = np.array([0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64)
         shape = [shape[0], shape[1], shape[2] + pads[0] + pads[2], shape[3] + pads[1] + pads[3]]
-        source = _append(steps, "Pad", [source, _constant(graph, f"{name}__pads", around)], f"{name}__padded", shape)
+        source = _append(
+            steps, "Pad", [source, named_initializer(graph, f"{name}__pads", around)], f"{name}__padded", shape
+        )
         node.attributes["pads"] = ir.AttrInt64s("pads", [0, 0, 0, 0])
     factor = (1 / lattice.step).astype(np.float32).reshape(per_channel)
     offset = (-lattice.origin / lattice.step).astype(np.float32).reshape(per_channel)
-    scaled = _append(steps, "Mul", [source, _constant(graph, f"{name}__factor", factor)], f"{name}__scaled", shape)
-    levels = _append(steps, "Add", [scaled, _constant(graph, f"{name}__offset", offset)], f"{name}__levels", shape)
+    scaled = _append(
+        steps, "Mul", [source, named_initializer(graph, f"{name}__factor", factor)], f"{name}__scaled", shape
+    )
+    levels = _append(
+        steps, "Add", [scaled, named_initializer(graph, f"{name}__offset", offset)], f"{name}__levels", shape
+    )
     graph.insert_before(node, steps)
     node.replace_input_with(0, levels)
     return levels.name or ""
@@ -141,10 +148,3 @@ def _append(steps: list[ir.Node], op: str, inputs: list[ir.Value], name: str, sh
     output.name, output.type, output.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
     steps.append(node)
     return output
-
-
-def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgeopt.graph.model import named_initializer
 from edgeopt.graph.placement import WEIGHTED, activation_inputs
 from edgeopt.graph.quantization import QuantParams
 from edgeopt.passes.quantize.calibration import shape_of
@@ -265,10 +266,7 @@ class _Builder:
     def _tensor(self, name: str, array: Array) -> ir.Value:
         if name in self._graph.initializers:
             return self._graph.initializers[name]
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
+        return named_initializer(self._graph, name, array)
 
     def _node(self, op: str, inputs: list[ir.Value], attributes: Mapping[str, int], name: str) -> ir.Value:
         node = ir.node(op, inputs, attributes)

@@ -8,7 +8,14 @@ from edgeopt.pipeline.jobs.folder import ARTIFACT, GRAPH, MODULE, PREDICTIONS, R
 from edgeopt.pipeline.jobs.inputs import Inputs
 from edgeopt.pipeline.jobs.latency import LatencyJob, measure_latency
 from edgeopt.pipeline.jobs.passes import PARITY_SAMPLES, PassesJob, PassesResult, run_passes
-from edgeopt.pipeline.jobs.source import CONVERSION_SAMPLES, ImportJob, ImportResult, import_model, load_source
+from edgeopt.pipeline.jobs.source import (
+    CONVERSION_SAMPLES,
+    ImportJob,
+    ImportResult,
+    import_model,
+    load_source,
+    open_source,
+)
 from edgeopt.pipeline.jobs.target import (
     FAR_FROM_FLOAT_DB,
     CheckJob,
@@ -50,6 +57,7 @@ __all__ = [
     "load_graph",
     "load_source",
     "measure_latency",
+    "open_source",
     "read_result",
     "run_passes",
     "train_module",

@@ -17,6 +17,7 @@ from edgeopt.graph.quantization import Quantization, QuantizedGraph
 from edgeopt.parity.compare import LevelReport
 from edgeopt.parity.levels import check_quantization
 from edgeopt.passes.base import Pass
+from edgeopt.pipeline import confidence
 from edgeopt.pipeline.evidence import scale_warning
 from edgeopt.pipeline.jobs.folder import GRAPH, PREDICTIONS, TABLE, read_result, stage, write_result
 from edgeopt.pipeline.jobs.inputs import Inputs
@@ -28,7 +29,7 @@ from edgeopt.recipe.schema import ModelSource
 from edgeopt.runtimes.onnxruntime import Session
 from edgeopt.targets.registry import all_constraints
 from edgeopt.training.qat import TrainingContext
-from edgeopt.types import Effort, Frozen
+from edgeopt.types import Confidence, Effort, Frozen
 
 PARITY_SAMPLES = 64
 """For L1 and L2: enough for an SQNR within a few tenths of a dB, few enough to stay in memory."""
@@ -54,6 +55,7 @@ class PassesResult(Frozen):
     quantization: QuantizationRecord
     parity: LevelReport
     float_top1: Metric | None
+    confidence: Confidence | None
     warnings: tuple[str, ...]
 
 
@@ -100,6 +102,8 @@ def run_passes(job: PassesJob) -> None:
             predictions = _predict_float(graph.model, evaluation, job.threads)
             np.save(job.out / PREDICTIONS, predictions)
             float_top1 = Metric(top1=float((predictions == evaluation.labels).mean()), samples=len(predictions))
+    with stage("confidence on calibration samples"):
+        sure = confidence.fit(graph, calibration, threads=job.threads)
     table = graph.quantization or Quantization()
     write_result(
         job.out,
@@ -111,6 +115,7 @@ def run_passes(job: PassesJob) -> None:
             ),
             parity=labelled(parity, about_samples),
             float_top1=float_top1,
+            confidence=sure,
             warnings=(*warnings, *graph.warnings),
         ),
     )

@@ -11,13 +11,14 @@ import onnx_ir as ir
 
 from edgeopt.data.check import Checked, DataStats, check
 from edgeopt.data.samples import Few, LabelledSamples
-from edgeopt.frontends import Imported
+from edgeopt.frontends import Imported, Source
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.parity.compare import LevelReport
 from edgeopt.parity.levels import check_source
 from edgeopt.parity.localize import LOCALIZE_SAMPLES, ROUNDING_DB, source_errors
 from edgeopt.passes.base import Context
 from edgeopt.passes.canonical import canonicalise
+from edgeopt.pipeline import calibration_doctor
 from edgeopt.pipeline.jobs.folder import GRAPH, MODULE, stage, write_result
 from edgeopt.pipeline.jobs.inputs import Inputs
 from edgeopt.pipeline.jobs.levels import labelled, located
@@ -72,6 +73,9 @@ def import_model(job: ImportJob) -> None:
         ir.save(graph.model, job.out / GRAPH)
     with stage("check data"):
         calibration, evaluation, about_data = _look_at(job.inputs, imported.signature)
+    if calibration is not None:
+        with stage("look at the calibration set"):
+            about_data += _examine(job.inputs, imported.signature, graph.model, job.threads)
     samples, about_samples = job.inputs.for_parity(imported.signature, CONVERSION_SAMPLES, job.seed)
     with stage("L0 parity: source against graph"):
         parity = check_source(imported.source, graph.model, samples, threads=job.threads, tolerance=job.tolerance)
@@ -114,6 +118,12 @@ def _seen(checked: Checked | None, samples: LabelledSamples | None) -> SeenData 
     return SeenData(stats=checked.stats, labelled=samples.labels is not None)
 
 
+def _examine(inputs: Inputs, signature: Signature, model: ir.Model, threads: int) -> list[str]:
+    calibration = inputs.open("calibration", signature)
+    assert calibration is not None
+    return calibration_doctor.warnings(model, calibration, inputs.open("evaluation", signature), threads=threads)
+
+
 def load_source(model: ModelSource, root: Path, *, trust: bool, trained: Path | None = None) -> Imported:
     """The frontend for what the recipe names; ``trained`` is what training passes made of its module."""
     if model.onnx is not None:
@@ -126,3 +136,17 @@ def load_source(model: ModelSource, root: Path, *, trust: bool, trained: Path | 
         return load_exported(model.exported, trust=trust, inputs=model.inputs)
     assert model.factory is not None
     return load_torch(model.factory, model.weights, model.inputs, root=root, trained=trained)
+
+
+def open_source(model: ModelSource, root: Path, *, trust: bool, trained: Path | None = None) -> Source:
+    """The model as the user has it, to be run: nothing is exported or imported. Arguments as for ``load_source``."""
+    if model.onnx is not None:
+        from edgeopt.frontends.onnx import OnnxSource
+
+        return OnnxSource(model.onnx)
+    from edgeopt.frontends.torch import open_exported, open_torch
+
+    if model.exported is not None:
+        return open_exported(model.exported, trust=trust, inputs=model.inputs)
+    assert model.factory is not None
+    return open_torch(model.factory, model.weights, model.inputs, root=root, trained=trained)

@@ -24,6 +24,7 @@ from edgeopt.parity.localize import (
     quantization_errors,
 )
 from edgeopt.parity.runners import open_file, runnable
+from edgeopt.pipeline import confidence
 from edgeopt.pipeline.jobs.folder import ARTIFACT, GRAPH, load_graph, read_result, stage, write_result
 from edgeopt.pipeline.jobs.inputs import Inputs
 from edgeopt.pipeline.jobs.levels import labelled, located
@@ -90,8 +91,12 @@ def build_target(job: TargetJob) -> None:
     shared, graph = graph, job.target.own_graph(graph)
     folder = job.out / ARTIFACT
     folder.mkdir()
+    sure = passed.confidence
+    if graph is not shared and sure is not None:
+        calibration = job.inputs.open("calibration", imported.signature)
+        sure = confidence.fit(graph, calibration, threads=job.threads)
     with stage(f"{name}: write"):
-        artifact = job.target.lower(graph, folder, preprocess=imported.preprocess, labels=job.labels)
+        artifact = job.target.lower(graph, folder, preprocess=imported.preprocess, labels=job.labels, confidence=sure)
         if artifact.realised is None:
             realised = job.target.realised(folder / artifact.path, graph)
             artifact = artifact.model_copy(update={"realised": realised})

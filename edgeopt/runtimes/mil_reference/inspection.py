@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeopt.runtimes.mil_reference.package import (
+from edgeopt.runtimes.mil_reference.program import (
     Argument,
     Constant,
     Function,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgeopt.runtimes.mil_reference.inspection import Program
-from edgeopt.runtimes.mil_reference.package import Operation, TensorType
+from edgeopt.runtimes.mil_reference.program import Operation, TensorType
 
 UNOFFICIAL = "https://github.com/hollance/neural-engine/blob/master/docs/unsupported-layers.md"
 TRANSFORMERS = "https://machinelearning.apple.com/research/neural-engine-transformers"

@@ -7,9 +7,8 @@ that fp16 does here. Nothing is said of the arithmetic of any device, least of a
 from __future__ import annotations
 
 import importlib.util
-import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,27 +19,21 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeopt.runtimes.mil_reference import package as mlpackage
+from edgeopt.runtimes.mil_reference.binding import CLASSIFY, TUPLES, Binding, Step, where
 from edgeopt.runtimes.mil_reference.operators import OPERATORS, WITH_TORCH, convolution
-from edgeopt.runtimes.mil_reference.package import (
-    Constant,
+from edgeopt.runtimes.mil_reference.program import (
     Feature,
     Operation,
     OtherType,
     Reference,
     TensorType,
-    ValueType,
     Variable,
 )
 from edgeopt.runtimes.mil_reference.weights import NUMPY_DTYPES
 
 Array = npt.NDArray[Any]
 
-TUPLES = frozenset({"values", "ref_tensors", "begins", "ends", "end_masks"})
-"""Inputs that are tuples whatever their length."""
-DATA = frozenset({"x", "y", "a", "b", "cond", "data", "indices", "updates", "values", "input"})
-"""Inputs whose scalars stay arrays; those of other inputs are parameters and become Python values."""
 FLOATS = frozenset({"float16", "float32", "float64"})
-CLASSIFY = "classify"
 
 
 @dataclass(frozen=True)
@@ -61,20 +54,6 @@ class TensorInfo:
     scale: float | None = None
     zero_point: int = 0
     color: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """One operator, bound: parameters are values, data are names."""
-
-    operation: Operation
-    function: Callable[..., Any]
-    parameters: Mapping[str, Any]
-    reads: Mapping[str, tuple[str | Array, ...]]
-
-    def names(self) -> Iterator[str]:
-        for arguments in self.reads.values():
-            yield from (argument for argument in arguments if isinstance(argument, str))
 
 
 class Session:
@@ -115,17 +94,17 @@ class Session:
         self.non_finite: Counter[str] = Counter()
         """Operator name → NaNs and infinities in its outputs, over all runs so far."""
         torch_there = importlib.util.find_spec("torch") is not None if use_torch is None else use_torch
-        self._functions = {**OPERATORS, **(WITH_TORCH if torch_there else {})}
+        functions = {**OPERATORS, **(WITH_TORCH if torch_there else {})}
         if wide_sums:
-            self._functions |= convolution.operators(convolution.TORCH if torch_there else convolution.NUMPY, wide=True)
-        self._types: dict[str, ValueType] = {variable.name: variable.type for variable in self._function.inputs}
-        self._constants: dict[str, Any] = {}
-        self._steps: dict[str, _Step] = {}
-        """Variable → the step that makes it."""
-        self._order: dict[int, int] = {}
-        self._plans: dict[tuple[frozenset[str], tuple[str, ...]], tuple[_Step, ...]] = {}
-        self._load()
-        self._uses_torch = torch_there and any(step.operation.type in WITH_TORCH for step in self._steps.values())
+            functions |= convolution.operators(convolution.TORCH if torch_there else convolution.NUMPY, wide=True)
+        self._bound = Binding(
+            path,
+            self._function.inputs,
+            self._function.block,
+            functions,
+            lambda step: self._evaluated(step, {}, {}),
+        )
+        self._uses_torch = torch_there and any(step.operation.type in WITH_TORCH for step in self._bound.steps.values())
         features = {feature.name: feature for feature in (*self._function.features_in, *self._function.features_out)}
         self._features: Mapping[str, Feature] = features
         self.inputs = {variable.name: self.info(variable.name) for variable in self._function.inputs}
@@ -137,7 +116,7 @@ class Session:
         """Class labels of a classifier, in the order of its probabilities."""
         for operation in self._function.block.operations:
             if operation.type == CLASSIFY:
-                return tuple(str(label) for label in self._parameter("classes", operation.inputs["classes"][0]))
+                return tuple(str(label) for label in self._bound.parameter("classes", operation.inputs["classes"][0]))
         return ()
 
     def info(self, name: str) -> TensorInfo:
@@ -146,12 +125,12 @@ class Session:
         Raises:
             ValueError: there is none of this name.
         """
-        declared = self._types.get(name)
+        declared = self._bound.types.get(name)
         if declared is None:
             raise ValueError(f"{self._path}: no variable named '{name}'")
         feature = self._features.get(name)
         if isinstance(declared, OtherType):
-            step = self._steps.get(name)
+            step = self._bound.steps.get(name)
             if step is None or step.operation.type != CLASSIFY:
                 raise ValueError(f"{self._path}: '{name}' is a {declared.kind}, no tensor")
             return self.info(next(step.names()))
@@ -186,7 +165,7 @@ class Session:
         """
         given = {name: self._fed(name, array) for name, array in feed.items()}
         wanted = tuple(self.outputs if outputs is None else outputs)
-        steps = self._plan(frozenset(given), wanted)
+        steps = self._bound.plan(frozenset(given), wanted)
         last_reader = {name: index for index, step in enumerate(steps) for name in step.names()}
         made: dict[str, Any] = {}
         with np.errstate(all="ignore"), self._torch_threads():
@@ -210,7 +189,7 @@ class Session:
             output.name
             for operation in self._function.block.operations
             for output in operation.outputs
-            if output.name in self._steps and self._is_array(output.name)
+            if output.name in self._bound.steps and self._is_array(output.name)
         )
 
     def pixel_scaling(self, name: str) -> tuple[Array, Array] | None:
@@ -240,123 +219,26 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._constants.clear()
-        self._steps.clear()
-        self._plans.clear()
-
-    def _load(self) -> None:
-        """Bind every operator, evaluate constants."""
-        unknown: dict[str, str] = {}
-        for index, operation in enumerate(self._function.block.operations):
-            for variable in operation.outputs:
-                self._types[variable.name] = variable.type
-            if operation.type == "const":
-                self._constants[operation.outputs[0].name] = operation.attributes["val"]
-            elif operation.type != CLASSIFY and (operation.type not in self._functions or operation.blocks):
-                unknown.setdefault(operation.type, operation.name)
-            elif not unknown:
-                self._bind(index, operation)
-        if unknown:
-            names = ", ".join(f"{kind} ('{name}')" for kind, name in unknown.items())
-            raise ValueError(f"{self._path}: operators that the MIL reference does not know: {names}")
-
-    def _bind(self, index: int, operation: Operation) -> None:
-        function = _classify if operation.type == CLASSIFY else self._functions[operation.type]
-        parameters: dict[str, Any] = {}
-        reads: dict[str, tuple[str | Array, ...]] = {}
-        arguments = {**operation.inputs, **{key: (value,) for key, value in operation.attributes.items()}}
-        known = inspect.signature(function).parameters
-        for key, values in arguments.items():
-            if key not in known:
-                raise ValueError(f"{self._where(operation)}: input '{key}' is not known")
-            if all(self._is_constant(value) for value in values):
-                found = tuple(self._parameter(key, value) for value in values)
-                parameters[key] = found if key in TUPLES else found[0]
-            else:
-                reads[key] = tuple(
-                    value.name
-                    if isinstance(value, Reference) and value.name not in self._constants
-                    else self._parameter(key, value)
-                    for value in values
-                )
-        missing = [key for key, one in known.items() if one.default is inspect.Parameter.empty and key not in arguments]
-        if missing:
-            raise ValueError(f"{self._where(operation)}: input '{missing[0]}' is missing")
-        step = _Step(operation, function, parameters, reads)
-        if operation.type.startswith("constexpr_"):
-            with np.errstate(all="ignore"):
-                self._constants.update(self._evaluated(step, {}, {}))
-            return
-        self._order[id(step)] = index
-        for variable in operation.outputs:
-            self._steps[variable.name] = step
+        self._bound.clear()
 
     def _where(self, operation: Operation) -> str:
-        return f"{self._path}: {operation.type} '{operation.name}'"
-
-    def _is_constant(self, argument: Reference | Constant) -> bool:
-        return isinstance(argument, Constant) or argument.name in self._constants
-
-    def _parameter(self, key: str, argument: Reference | Constant) -> Any:
-        """A constant as an operator takes it: floats in float32, scalars of parameters as Python values."""
-        value = self._constants[argument.name] if isinstance(argument, Reference) else argument
-        if isinstance(value, Constant):
-            if isinstance(value.value, tuple):
-                return value.python()
-            if not isinstance(value.value, np.ndarray):
-                return value.value
-            array = value.value
-            if array.dtype.kind == "f":
-                array = array.astype(np.float32)  # a copy that torch may take: what was read is read-only
-            if isinstance(argument, Reference):
-                self._constants[argument.name] = array
-            value = array
-        if isinstance(value, np.ndarray) and value.ndim == 0 and key not in DATA:
-            return value[()] if value.dtype.kind == "f" else value.item()
-        return value
+        return where(self._path, operation)
 
     def _is_array(self, name: str) -> bool:
-        declared = self._types[name]
+        declared = self._bound.types[name]
         if isinstance(declared, TensorType):
             return declared.dtype != "string" and not (
-                name in self._steps and self._steps[name].operation.type == CLASSIFY
+                name in self._bound.steps and self._bound.steps[name].operation.type == CLASSIFY
             )
-        return name in self._steps and self._steps[name].operation.type == CLASSIFY
+        return name in self._bound.steps and self._bound.steps[name].operation.type == CLASSIFY
 
     def _other_operand(self, operation: Operation) -> Any:
         for key in ("x", "y"):
-            if self._is_constant(operation.inputs[key][0]):
-                return self._parameter(key, operation.inputs[key][0])
+            if self._bound.is_constant(operation.inputs[key][0]):
+                return self._bound.parameter(key, operation.inputs[key][0])
         raise ValueError(f"{self._where(operation)}: should scale or shift an image by a constant")
 
-    def _plan(self, given: frozenset[str], wanted: tuple[str, ...]) -> tuple[_Step, ...]:
-        """Steps that make what is wanted of what is given, in program order."""
-        plan = self._plans.get((given, wanted))
-        if plan is not None:
-            return plan
-        needed: dict[int, _Step] = {}
-        open_names = list(wanted)
-        missing = []
-        while open_names:
-            name = open_names.pop()
-            step = self._steps.get(name)
-            if step is None:
-                if name not in self._types:
-                    raise ValueError(f"{self._path}: no variable named '{name}'")
-                if name not in given and name not in self._constants:
-                    missing.append(name)
-            elif id(step) not in needed:
-                needed[id(step)] = step
-                open_names.extend(read for read in step.names() if read not in given)
-        if missing:
-            raise ValueError(
-                f"no array for input {', '.join(dict.fromkeys(missing))}; given: {', '.join(sorted(given))}"
-            )
-        plan = tuple(needed[key] for key in sorted(needed, key=self._order.__getitem__))
-        self._plans[given, wanted] = plan
-        return plan
-
-    def _evaluated(self, step: _Step, given: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    def _evaluated(self, step: Step, given: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
         operation = step.operation
 
         def value(argument: str | Array) -> Any:
@@ -403,7 +285,7 @@ class Session:
         return array.astype(NUMPY_DTYPES[dtype], copy=False)
 
     def _fed(self, name: str, array: Array) -> Array:
-        declared = self._types.get(name)
+        declared = self._bound.types.get(name)
         if declared is None:
             raise ValueError(f"no input named '{name}'; the program has {', '.join(self.inputs)}")
         if not isinstance(declared, TensorType) or declared.dtype == "string":
@@ -432,8 +314,8 @@ class Session:
         elif name in given:
             value = given[name]
         else:
-            value = self._parameter("x", Reference(name))
-        declared = self._types[name]
+            value = self._bound.parameter("x", Reference(name))
+        declared = self._bound.types[name]
         dtype = declared.dtype if isinstance(declared, TensorType) else None
         if dtype == "float16" and self._rounding:
             value = np.asarray(value).astype(np.float16)
@@ -462,13 +344,6 @@ def version() -> str:
 
         found += f" and torch {installed('torch')}"
     return found
-
-
-def _classify(probabilities: Array, classes: Sequence[Any]) -> tuple[Array, Array]:
-    """The most probable label, and the probabilities in the labels' order."""
-    if probabilities.size != len(classes):
-        raise ValueError(f"{probabilities.size} probabilities for {len(classes)} labels")
-    return np.array([classes[int(np.argmax(probabilities))]], object), probabilities
 
 
 def _fits(shape: Sequence[int], declared: Sequence[int | None]) -> bool:

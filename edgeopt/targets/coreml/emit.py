@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgeopt.errors import TargetError, UnsupportedOperator
+from edgeopt.errors import TargetError
 from edgeopt.graph.model import constant, place
+from edgeopt.targets.refusal import unwritable
 
 Array = npt.NDArray[Any]
 
@@ -244,11 +245,7 @@ class Emitter:
         except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
             # What coremltools' own type inference refuses: its message says which operand.
             open_ = f" with {self.open_axis} open" if self.open_axis else ""
-            raise UnsupportedOperator(
-                f"operator {node.op_type} cannot be written to Core ML{open_}: {error}",
-                where=place(node),
-                hint="Write it in other operators, or move it out of the model, before or behind it on the device.",
-            ) from error
+            raise unwritable(node, f"Core ML{open_}", str(error)) from error
         finally:
             self.node = None
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.errors import UnsupportedOperator
-from edgeopt.graph.model import place, shape
+from edgeopt.graph.model import shape
 from edgeopt.targets.coreml import elementwise as el
 from edgeopt.targets.coreml import movement as mv
 from edgeopt.targets.coreml import pixels as px
@@ -18,6 +18,7 @@ from edgeopt.targets.coreml import reductions as rd
 from edgeopt.targets.coreml import weighted as wt
 from edgeopt.targets.coreml.deployment import OLDEST, number
 from edgeopt.targets.coreml.emit import MOST_AXES, SMALLEST_HALF, Array, Emitter
+from edgeopt.targets.refusal import unfit, unknown, unwritable
 
 Precision = Callable[[ir.Node], bool]
 """Whether a node computes in float16."""
@@ -206,27 +207,20 @@ def check(graph: ir.Graph, minimum: str) -> None:
     for node in graph:
         reason = unsupported(node, minimum)
         if reason is not None:
-            raise UnsupportedOperator(
-                f"operator {node.op_type} cannot be written to Core ML: {reason}",
-                where=place(node),
-                hint="Write it in other operators, or move it out of the model, before or behind it on the device.",
-            )
+            raise unwritable(node, "Core ML", reason)
 
 
 def unsupported(node: ir.Node, minimum: str) -> str | None:
     """Why a node cannot be lowered, in words; None if it can."""
-    if node.domain not in ("", "ai.onnx"):
-        return f"it is of the domain {node.domain}"
-    lowering = LOWERINGS.get(node.op_type)
-    if lowering is None:
-        return "no MIL operators are known for it"
+    if (reason := unknown(node, LOWERINGS, "MIL")) is not None:
+        return reason
+    lowering = LOWERINGS[node.op_type]
     if number(lowering.needs) > number(minimum):
         return f"it needs {lowering.needs} or later, and {minimum} was asked"
     rank = max((len(shape(value)) for value in (*node.inputs, *node.outputs) if value and value.name), default=0)
     if rank > MOST_AXES:
         return f"a tensor of {rank} axes; Core ML has at most {MOST_AXES}"
-    reason = None if lowering.check is None else lowering.check(node)
-    return None if reason is None else f"it has {reason}"
+    return unfit(node, lowering.check)
 
 
 def emit(e: Emitter, node: ir.Node) -> None:

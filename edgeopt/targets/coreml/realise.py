@@ -10,7 +10,8 @@ from pathlib import Path
 from edgeopt.errors import TargetError
 from edgeopt.graph.placement import MOVERS, WEIGHTED
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
-from edgeopt.runtimes.mil_reference import package as mil
+from edgeopt.runtimes.mil_reference import program as mil
+from edgeopt.runtimes.mil_reference.package import read
 from edgeopt.types import Realised
 
 WEIGHTED_TYPES = frozenset({"conv", "conv_transpose", "linear"})
@@ -38,7 +39,7 @@ def realised(path: Path, graph: QuantizedGraph) -> Realised:
         TargetError: the package is broken.
     """
     try:
-        package = mil.read(path)
+        package = read(path)
     except ValueError as error:
         raise TargetError(f"the package cannot be read back: {error}", where=str(path)) from error
     found = _Program(package)

@@ -24,7 +24,9 @@ from edgeopt.targets.coreml.deployment import OLDEST, Minimum, lowest_for, refus
 from edgeopt.targets.coreml.program import Built, Interface, Pixels, build, quiet
 from edgeopt.targets.coreml.weights import SMALLEST_SCALE_HALF
 from edgeopt.types import (
+    CONFIDENCE,
     Artifact,
+    Confidence,
     Preprocess,
     Realised,
     SchemeName,
@@ -101,6 +103,7 @@ class CoremlTarget(Target):
         *,
         preprocess: Preprocess | None = None,
         labels: tuple[str, ...] = (),
+        confidence: Confidence | None = None,
     ) -> Artifact:
         """Write ``model.mlpackage`` into ``out``.
 
@@ -120,7 +123,7 @@ class CoremlTarget(Target):
             interface = self._interface(model.graph, preprocess, labels)
             built = build(model, table, self._half(graph), minimum, interface)
             path = out / FILE_NAME
-            _add_metadata(built, graph, preprocess, labels)
+            _add_metadata(built, graph, preprocess, labels, confidence)
             package.write(path, built.spec, built.weights)
         return Artifact(
             target=self.name,
@@ -130,6 +133,7 @@ class CoremlTarget(Target):
             signature=_signature(model, built, interface),
             names={ours: theirs for ours, theirs in built.names.items() if ours != theirs},
             preprocess=preprocess,
+            confidence=confidence,
             realised=self.realised(path, graph),
             float_dtype="float16" if self._default_half(graph) else "float32",
         )
@@ -243,7 +247,13 @@ def _signature(model: ir.Model, built: Built, interface: Interface) -> Signature
     return Signature(inputs=tuple(map(spec, model.graph.inputs)), outputs=tuple(map(spec, model.graph.outputs)))
 
 
-def _add_metadata(built: Built, graph: QuantizedGraph, preprocess: Preprocess | None, labels: tuple[str, ...]) -> None:
+def _add_metadata(
+    built: Built,
+    graph: QuantizedGraph,
+    preprocess: Preprocess | None,
+    labels: tuple[str, ...],
+    confidence: Confidence | None,
+) -> None:
     metadata = built.spec.description.metadata
     metadata.Clear()
     metadata.shortDescription = "Written by edgeopt"
@@ -258,6 +268,8 @@ def _add_metadata(built: Built, graph: QuantizedGraph, preprocess: Preprocess | 
             metadata.userDefined[key] = json.dumps(value, sort_keys=True, ensure_ascii=False)
     if preprocess is not None:
         metadata.userDefined[PREPROCESS] = preprocess.model_dump_json()
+    if confidence is not None:
+        metadata.userDefined[CONFIDENCE] = confidence.model_dump_json()
     metadata.userDefined[PROVENANCE] = _provenance(graph)
 
 

@@ -14,11 +14,13 @@ from edgeopt.runtimes import tensorrt as engine
 from edgeopt.runtimes.onnxruntime import Session
 from edgeopt.targets.tensorrt.verdict import FileVerdict
 from edgeopt.targets.tensorrt.versions import Version
+from edgeopt.types import Confidence
 
 Array = npt.NDArray[Any]
 
 MODEL, HALF_MODEL, DLA_MODEL = engine.MODEL, "model.fp16.onnx", engine.DLA_MODEL
 BUILD, README, RULES, RUNNER, RAW = "build.sh", "README.md", "rules.json", "engine.py", "samples"
+CONFIDENCE_FILE = "confidence.json"
 
 
 def write_rules(folder: Path, verdicts: Mapping[str, FileVerdict]) -> None:
@@ -26,6 +28,12 @@ def write_rules(folder: Path, verdicts: Mapping[str, FileVerdict]) -> None:
     files = {name: verdict.model_dump(mode="json") for name, verdict in verdicts.items()}
     text = json.dumps({"schema": "edgeopt.rules/1", "files": files}, indent=1)
     (folder / RULES).write_text(text + "\n", encoding="utf-8")
+
+
+def write_confidence(folder: Path, confidence: Confidence | None) -> None:
+    """``confidence.json``: as in the model's metadata, which an engine loses."""
+    if confidence is not None:
+        (folder / CONFIDENCE_FILE).write_text(confidence.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def write_build(folder: Path, version: Version, *, half: bool) -> None:
@@ -130,6 +138,11 @@ def write_readme(folder: Path, version: Version, verdict: FileVerdict, *, half: 
         (engine.SAMPLES, "real inputs (`input/NAME`) and expected outputs (`output/NAME`), first axis samples"),
         (RAW, "the first input in raw bytes, for `trtexec --loadInputs`"),
         (RULES, "every rule of acceptance and speed, and what was found on the files here"),
+        *(
+            [(CONFIDENCE_FILE, "temperature of its logits, and a threshold")]
+            if (folder / CONFIDENCE_FILE).exists()
+            else []
+        ),
     ]
     rows = "\n".join(f"| `{name}` | {what} |" for name, what in files)
     state = "kept" if verdict.accepted else "BROKEN"

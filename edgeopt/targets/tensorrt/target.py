@@ -19,6 +19,7 @@ from edgeopt.graph.constraints import Constraints
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.runtimes import tensorrt as runtime
 from edgeopt.targets.base import Target
+from edgeopt.targets.onnx_file import serialised
 from edgeopt.targets.tensorrt import bundle, realise, versions
 from edgeopt.targets.tensorrt.table import own_table
 from edgeopt.targets.tensorrt.verdict import FileVerdict, check_file
@@ -26,12 +27,11 @@ from edgeopt.targets.tensorrt.versions import Version
 from edgeopt.targets.tensorrt.write import (
     check_operators,
     dequantized_scales,
-    serialised,
     write_float,
     write_half,
     write_model,
 )
-from edgeopt.types import Artifact, Engine, Preprocess, Realised, Signature
+from edgeopt.types import Artifact, Confidence, Engine, Preprocess, Realised, Signature
 
 
 class TensorrtTarget(Target):
@@ -89,6 +89,7 @@ class TensorrtTarget(Target):
         *,
         preprocess: Preprocess | None = None,
         labels: tuple[str, ...] = (),
+        confidence: Confidence | None = None,
     ) -> Artifact:
         """Write the bundle into ``out``; its samples come with ``finish``.
 
@@ -98,7 +99,7 @@ class TensorrtTarget(Target):
         """
         release, graph = self.release(), own_table(graph)
         gpu = Version(release.release, release.jetpack)
-        model = write_model(graph, release, preprocess, labels)
+        model = write_model(graph, release, preprocess, labels, confidence)
         verdicts = {bundle.MODEL: _written(out / bundle.MODEL, serialised(model), gpu)}
         if self.fp16:
             half = serialised(write_half(graph, release))
@@ -109,6 +110,7 @@ class TensorrtTarget(Target):
             cache = bundle.calibration_cache(dequantized_scales(graph))
             (out / runtime.CALIBRATION).write_text(cache, encoding="ascii")
         bundle.write_rules(out, verdicts)
+        bundle.write_confidence(out, confidence)
         bundle.write_build(out, release, half=self.fp16)
         stored = load(out / bundle.MODEL).graph
         signature = Signature(inputs=tuple(map(spec, stored.inputs)), outputs=tuple(map(spec, stored.outputs)))
@@ -121,6 +123,7 @@ class TensorrtTarget(Target):
             size_bytes=digest.size_bytes(out / bundle.MODEL),
             signature=signature,
             preprocess=preprocess,
+            confidence=confidence,
             realised=self.realised(out, graph),
             emulation=bundle.MODEL,
             not_built=f"build it on the device: {bundle.BUILD} or {bundle.RUNNER} in the bundle, for {release.label}",

@@ -11,38 +11,41 @@ It starts from the integer reference of TensorRT's own table (``table``) and cha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt.errors import UnsupportedOperator
-from edgeopt.formats.onnx import LABELS, PREPROCESS
+from edgeopt.graph.model import named_initializer, remove_unused
 from edgeopt.graph.opset import OLDEST, convert_opset, expand_pad_axes
+from edgeopt.graph.pairs import real_values
 from edgeopt.graph.placement import WEIGHTED
 from edgeopt.graph.qdq import INTEGERS_SUFFIX, to_qdq
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
 from edgeopt.targets.fp16 import compute_in_fp16
-from edgeopt.targets.onnx import IR_VERSIONS
+from edgeopt.targets.onnx_file import stamp, strip_notes
 from edgeopt.targets.tensorrt.operators import repair
 from edgeopt.targets.tensorrt.versions import Version
-from edgeopt.types import Preprocess
+from edgeopt.types import Confidence, Preprocess
 
 Array = npt.NDArray[Any]
 
 
 def write_model(
-    graph: QuantizedGraph, version: Version, preprocess: Preprocess | None, labels: tuple[str, ...]
+    graph: QuantizedGraph,
+    version: Version,
+    preprocess: Preprocess | None,
+    labels: tuple[str, ...],
+    confidence: Confidence | None = None,
 ) -> ir.Model:
     """The model of the bundle.
 
     Args:
         graph: with TensorRT's own table.
         version: the release it is for.
-        preprocess, labels: what travels in the file's metadata.
+        preprocess, labels, confidence: what travels in the file's metadata.
 
     Raises:
         UnsupportedOperator: one that the release does not read.
@@ -53,14 +56,14 @@ def write_model(
     _float_biases(model.graph)
     _float_weights(model.graph, table, integer_weights=version.integer_weights)
     compute_in_fp16(model.graph, lambda node: table.scheme(node) == "fp16")
-    return finished(model, version, preprocess, labels)
+    return finished(model, version, preprocess, labels, confidence)
 
 
 def write_half(graph: QuantizedGraph, version: Version) -> ir.Model:
     """The companion: the float graph with everything between its inputs and outputs in float16."""
     model = graph.model.clone()
     compute_in_fp16(model.graph, lambda node: True)
-    return finished(model, version, None, ())
+    return finished(model, version)
 
 
 def write_float(
@@ -85,31 +88,27 @@ def write_float(
     return finished(model, version, preprocess, labels)
 
 
-def finished(model: ir.Model, version: Version, preprocess: Preprocess | None, labels: tuple[str, ...]) -> ir.Model:
+def finished(
+    model: ir.Model,
+    version: Version,
+    preprocess: Preprocess | None = None,
+    labels: tuple[str, ...] = (),
+    confidence: Confidence | None = None,
+) -> ir.Model:
     """The model in the release's opset, without what is not the model."""
     for node in list(model.graph):
         if node.op_type == "Pad":
             expand_pad_axes(model.graph, node)  # 10.3 and before do not take its axes as an input
     model = _in_opset(model, version)
-    _strip(model)
-    model.ir_version = IR_VERSIONS.get(model.graph.opset_imports[""], max(IR_VERSIONS.values()))
-    model.producer_name, model.producer_version = "edgeopt", None
-    model.metadata_props.clear()
-    if preprocess is not None:
-        model.metadata_props[PREPROCESS] = preprocess.model_dump_json()
-    if labels:
-        model.metadata_props[LABELS] = json.dumps(labels)
+    remove_unused(model.graph)
+    strip_notes(model.graph)
+    stamp(model, preprocess, labels, confidence)
     return model
 
 
 def check_operators(model: ir.Model, version: Version) -> None:
     """Refuse a float graph with an operator that the release does not read in any opset: UnsupportedOperator."""
     _in_opset(model, version)
-
-
-def serialised(model: ir.Model) -> bytes:
-    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
-    return data
 
 
 # --- weights and biases
@@ -121,9 +120,7 @@ def _float_biases(graph: ir.Graph) -> None:
         stored = node.inputs[0] if node.op_type == "DequantizeLinear" else None
         if stored is None or stored.const_value is None or stored.dtype != ir.DataType.INT32:
             continue
-        scale = _array(node.inputs[1])
-        real = (_array(stored).astype(np.float32) * scale).astype(np.float32)
-        _replace(graph, node, real, (stored.name or "").removesuffix(INTEGERS_SUFFIX))
+        _replace(graph, node, real_values(node), (stored.name or "").removesuffix(INTEGERS_SUFFIX))
 
 
 def _float_weights(graph: ir.Graph, table: Quantization, *, integer_weights: bool) -> None:
@@ -135,16 +132,11 @@ def _float_weights(graph: ir.Graph, table: Quantization, *, integer_weights: boo
         in_float = all(one.op_type in WEIGHTED and table.scheme(one) != "int8" for one in readers)
         if integer_weights and not in_float:
             continue
-        scale, name = _array(node.inputs[1]), (stored.name or "").removesuffix(INTEGERS_SUFFIX)
-        if scale.ndim:
-            shape = [1] * len(stored.const_value.shape)
-            shape[node.attributes.get_int("axis", 1)] = -1
-            scale = scale.reshape(shape)
-        real = (_array(stored).astype(np.float32) * scale).astype(np.float32)
+        real, name = real_values(node), (stored.name or "").removesuffix(INTEGERS_SUFFIX)
         if in_float:
             _replace(graph, node, real, name)
             continue
-        constant = _constant(graph, f"{name}__float", real)
+        constant = named_initializer(graph, f"{name}__float", real)
         axis = {name: one for name, one in node.attributes.items() if name == "axis"}
         quantize = ir.node("QuantizeLinear", [constant, *node.inputs[1:]], name=f"{name}__quantize")
         quantize.attributes.update(axis)
@@ -161,21 +153,9 @@ def _replace(graph: ir.Graph, node: ir.Node, array: Array, name: str) -> None:
     """A constant in place of what a DequantizeLinear of constants makes."""
     if name in graph.initializers and not graph.initializers[name].uses():
         del graph.initializers[name]  # the float one that the integers replaced
-    constant = _constant(graph, name if name not in graph.initializers else f"{name}__dq", array)
+    constant = named_initializer(graph, name if name not in graph.initializers else f"{name}__dq", array)
     ir.convenience.replace_all_uses_with(node.outputs[0], constant)
     graph.remove(node, safe=True)
-
-
-def _array(value: ir.Value | None) -> Array:
-    assert value is not None and value.const_value is not None
-    return value.const_value.numpy()
-
-
-def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    tensor = ir.tensor(np.array(array, order="C"), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 # --- opset and leftovers
@@ -214,26 +194,6 @@ def _in_opset(model: ir.Model, version: Version) -> ir.Model:
         where="target tensorrt",
         hint="`edgeopt inspect MODEL --for tensorrt@VERSION` lists what a release reads",
     )
-
-
-def _strip(model: ir.Model) -> None:
-    graph = model.graph
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
-    for node in graph:
-        node.doc_string = None
-        node.metadata_props.clear()
-        for value in node.outputs:
-            value.doc_string = None
-            value.metadata_props.clear()
-            if not value.is_graph_output():
-                value.type = value.shape = None
-    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
-        value.doc_string = None
-        value.metadata_props.clear()
-    graph.doc_string = None
-    graph.metadata_props.clear()
 
 
 def dequantized_scales(graph: QuantizedGraph) -> Mapping[str, float]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgeopt.errors import ModelError, UnsupportedOperator
+from edgeopt.errors import ModelError
 from edgeopt.graph.model import place
+from edgeopt.targets.refusal import unfit, unknown, unwritable
 from edgeopt.targets.tflite import elementwise as el
 from edgeopt.targets.tflite import movement as mv
 from edgeopt.targets.tflite import pixels as px
@@ -144,22 +145,12 @@ def check(graph: ir.Graph) -> None:
     for node in graph:
         reason = unsupported(node)
         if reason is not None:
-            raise UnsupportedOperator(
-                f"operator {node.op_type} cannot be written to TFLite: {reason}",
-                where=place(node),
-                hint="Write it in other operators, or move it out of the model, before or behind it on the device.",
-            )
+            raise unwritable(node, "TFLite", reason)
 
 
 def unsupported(node: ir.Node) -> str | None:
     """Why a node cannot be lowered, in words; None if it can."""
-    if node.domain not in ("", "ai.onnx"):
-        return f"it is of the domain {node.domain}"
-    lowering = LOWERINGS.get(node.op_type)
-    if lowering is None:
-        return "no TFLite operators are known for it"
-    reason = None if lowering.check is None else lowering.check(node)
-    return None if reason is None else f"it has {reason}"
+    return unknown(node, LOWERINGS, "TFLite") or unfit(node, LOWERINGS[node.op_type].check)
 
 
 def emit(e: Emitter, node: ir.Node) -> None:

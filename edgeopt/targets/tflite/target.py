@@ -19,7 +19,7 @@ from edgeopt.targets.tflite import layout as lay
 from edgeopt.targets.tflite import operators, realise
 from edgeopt.targets.tflite.attributes import shape_of
 from edgeopt.targets.tflite.emit import FLOAT_SUFFIX, INTEGERS_SUFFIX, Emitter, Stored, dtype_of
-from edgeopt.types import Artifact, IoType, Layout, Preprocess, Realised, Signature, TensorSpec
+from edgeopt.types import CONFIDENCE, Artifact, Confidence, IoType, Layout, Preprocess, Realised, Signature, TensorSpec
 
 FILE_NAME = "model.tflite"
 PREPROCESS = "edgeopt.preprocess"
@@ -58,6 +58,7 @@ class TfliteTarget(Target):
         *,
         preprocess: Preprocess | None = None,
         labels: tuple[str, ...] = (),
+        confidence: Confidence | None = None,
     ) -> Artifact:
         """Write ``model.tflite`` into ``out``.
 
@@ -78,12 +79,12 @@ class TfliteTarget(Target):
             self._write_output(e, value, graph)
         model = e.model
         layouts = _layouts(e)
-        _drop_unused(model)
+        tflite.drop_unused(model)
         present = {tensor.name for tensor in model.tensors}
         layouts = {name: layout for name, layout in layouts.items() if name in present}
         names = [value.name or "" for value in (*source.inputs, *source.outputs)]
         file_layouts = {name: layouts[name].perm for name in names if name in layouts}
-        model.metadata = _metadata(_in_file(preprocess, file_layouts), labels, layouts)
+        model.metadata = _metadata(_in_file(preprocess, file_layouts), labels, layouts, confidence)
         files = {LABEL_FILE: "\n".join((*labels, "")).encode()} if labels else {}
         data = tflite.with_files(tflite.write(model), files)
         path = out / FILE_NAME
@@ -99,6 +100,7 @@ class TfliteTarget(Target):
             ),
             layouts=file_layouts,
             preprocess=_in_file(preprocess, file_layouts),
+            confidence=confidence,
             realised=self.realised(path, graph),
         )
 
@@ -195,31 +197,6 @@ def _rename(model: tflite.Model, index: int, name: str) -> None:
     model.tensors[index].name = name
 
 
-def _drop_unused(model: tflite.Model) -> None:
-    """Remove operators whose results nobody reads, then tensors that nobody names; order is kept."""
-    needed = set(model.outputs)
-    kept: list[tflite.Operator] = []
-    for operator in reversed(model.operators):
-        if needed.intersection(operator.outputs):
-            kept.append(operator)
-            needed.update(operator.inputs)
-    model.operators = kept[::-1]
-    used = set(model.inputs) | set(model.outputs)
-    for operator in model.operators:
-        used.update(operator.inputs)
-        used.update(operator.outputs)
-    order = sorted(used)
-    place = {old: new for new, old in enumerate(order)}
-    model.tensors = [model.tensors[old] for old in order]
-    for operator in model.operators:
-        operator.inputs = tuple(place[index] for index in operator.inputs)
-        operator.outputs = tuple(place[index] for index in operator.outputs)
-    model.inputs = [place[index] for index in model.inputs]
-    model.outputs = [place[index] for index in model.outputs]
-    model.signature_inputs = {name: place[index] for name, index in model.signature_inputs.items()}
-    model.signature_outputs = {name: place[index] for name, index in model.signature_outputs.items()}
-
-
 def _layouts(e: Emitter) -> dict[str, tflite.Layout]:
     """Tensor name → layout, for every value's tensor that does not lie as in the graph."""
     found = {
@@ -237,13 +214,18 @@ def _layouts(e: Emitter) -> dict[str, tflite.Layout]:
 
 
 def _metadata(
-    preprocess: Preprocess | None, labels: tuple[str, ...], layouts: dict[str, tflite.Layout]
+    preprocess: Preprocess | None,
+    labels: tuple[str, ...],
+    layouts: dict[str, tflite.Layout],
+    confidence: Confidence | None,
 ) -> dict[str, bytes]:
     metadata: dict[str, bytes] = {}
     if preprocess is not None:
         metadata[PREPROCESS] = _json(preprocess.model_dump(mode="json"))
     if labels:
         metadata[LABELS] = _json(list(labels))
+    if confidence is not None:
+        metadata[CONFIDENCE] = _json(confidence.model_dump(mode="json"))
     if layouts:
         metadata[tflite.LAYOUTS] = _json({n: [y.shape, y.view, y.perm] for n, y in sorted(layouts.items())})
     return metadata
