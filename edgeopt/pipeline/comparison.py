@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeopt.data.samples import Few
-from edgeopt.errors import DataError, ModelError
+from edgeopt.errors import DataError, ModelError, TargetError
 from edgeopt.frontends import Source
 from edgeopt.parity.compare import LevelReport
 from edgeopt.parity.models import compare_models
@@ -45,7 +45,7 @@ def compare(job: ComparisonJob) -> LevelReport:
     """Run both models; in a worker, as a foreign file may crash its runtime.
 
     Raises:
-        ModelError, TargetError: a model cannot be read or run. DataError: samples do not fit.
+        ModelError: a model cannot be read or run. DataError: samples do not fit.
     """
     with ExitStack() as stack:
         reference, signature = _open(job.reference, job, stack)
@@ -78,7 +78,12 @@ def _open(path: Path, job: ComparisonJob, stack: ExitStack) -> tuple[Source | Fi
     if path.suffix == ".pt2":
         imported = load_source(ModelSource(exported=path), path.parent, trust=job.trust)
         return imported.source, imported.signature
-    runner = stack.enter_context(open_file(path, threads=job.threads))
+    try:
+        runner = stack.enter_context(open_file(path, threads=job.threads))
+    except TargetError as error:  # not ours: what was given cannot be accepted
+        raise ModelError(
+            error.what, where=error.where, hint="Is the file whole, and of the kind its name says?"
+        ) from error
     if any(not isinstance(size, int) for port in runner.input_ports.values() for size in port.shape):
         imported = load_source(ModelSource(onnx=path), path.parent, trust=job.trust)
         return imported.source, imported.signature  # sizes that ONNX Runtime leaves open, the frontend binds

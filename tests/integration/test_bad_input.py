@@ -331,6 +331,7 @@ def test_a_broken_foreign_tflite_file(cli, data):
         assert cli(*command) in (2, 4), command
         assert "foreign.tflite" in cli.stderr
         assert "Traceback" not in cli.stderr
+    assert cli("parity", broken, broken, "--data", data) == 2, cli.stderr
 
 
 def test_errors_are_one_json_document_where_json_is_asked(cli, data):
