@@ -23,6 +23,7 @@ BENCHMARKS = (
     "coreml_command",
     "mil_reference",
     "tensorrt",
+    "train_vww",
 )
 
 

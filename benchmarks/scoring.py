@@ -121,6 +121,23 @@ def top1(candidate: np.ndarray, labels: np.ndarray) -> float:
     return 100 * float((candidate.reshape(len(candidate), -1).argmax(1) == labels).mean())
 
 
+def share_interval(right: Sequence[bool]) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927)."""
+    n, share, z = len(right), float(np.mean(right)), 1.959964
+    middle, half = share + z * z / (2 * n), z * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+
+def paired_points(
+    ours: Sequence[bool], theirs: Sequence[bool], *, draws: int = 10000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Points of accuracy that ours has more, and their 95 % bootstrap interval over images drawn for both alike."""
+    gain = np.array(ours, float) - np.array(theirs, float)
+    chosen = np.random.default_rng(seed).integers(0, len(gain), (draws, len(gain)))
+    low, high = np.percentile(gain[chosen].mean(1), [2.5, 97.5])
+    return 100 * float(gain.mean()), 100 * float(low), 100 * float(high)
+
+
 def interleaved_ms(calls: dict[str, Callable[[], object]], *, rounds: int, warm_up: int = 5) -> dict[str, list[float]]:
     """Milliseconds of every call, in turn and round after round: what else the machine does then strikes all alike."""
     for call in calls.values():

@@ -72,22 +72,31 @@ def export(loaded: Loaded, out: Path) -> None:
     Raises:
         ModelError, UnsupportedOperator: it cannot be traced, or has no ONNX form.
     """
+    _write_onnx(loaded, trace(loaded), out)
+
+
+def trace(loaded: Loaded) -> Any:
+    """The module, as it is now, as torch.export's program.
+
+    Raises:
+        ModelError: it cannot be traced.
+    """
     import torch
 
     feed = {name: torch.zeros(sizes, dtype=loaded.dtypes[name]) for name, sizes in loaded.inputs.items()}
     args, kwargs = loaded.arguments(feed)
     program = loaded.program
-    if program is None or program.range_constraints:
-        try:
-            program = torch.export.export(loaded.module, args, kwargs, strict=False)
-        except Exception as error:  # torch.export raises what its parts raise
-            raise ModelError(
-                f"torch.export cannot trace the model: {first_line(error)}",
-                where=user_line(str(error)) or raised_at(error) or loaded.where,
-                hint="Its forward must not decide by values of its tensors (if, while, .item()). "
-                "Take such steps out of the module, or write them with torch.where.",
-            ) from error
-    _write_onnx(loaded, program, out)
+    if program is not None and not program.range_constraints:
+        return program
+    try:
+        return torch.export.export(loaded.module, args, kwargs, strict=False)
+    except Exception as error:  # torch.export raises what its parts raise
+        raise ModelError(
+            f"torch.export cannot trace the model: {first_line(error)}",
+            where=user_line(str(error)) or raised_at(error) or loaded.where,
+            hint="Its forward must not decide by values of its tensors (if, while, .item()). "
+            "Take such steps out of the module, or write them with torch.where.",
+        ) from error
 
 
 def _is_users(file: str, root: str | None) -> bool:

@@ -112,7 +112,7 @@ def open_store(out: Path) -> Iterator[Store]:
     """Hold ``out``, made if it is not there, until the end of the ``with``.
 
     On the way out scratch is removed. A folder that this run made and that holds nothing finished goes too; so it
-    does where the request was refused, or the disk is full.
+    does where the request was refused, or the disk is full and no module was trained yet.
 
     Raises:
         UsageError: ``out`` is a file, holds something that edgeopt did not write, cannot be written, or is in use.
@@ -129,8 +129,12 @@ def open_store(out: Path) -> Iterator[Store]:
                     yield store
                 finally:
                     store.clean()
-    except (UsageError, OutOfSpace):
+    except UsageError:
         _unmake(out, made)
+        raise
+    except OutOfSpace:
+        if not any((out / HOME).glob("*/*/**/*.safetensors")):  # what was trained may have taken hours
+            _unmake(out, made)
         raise
     finally:
         if made and out.is_dir() and _is_empty(out, store):

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
+from edgeopt import events
 from edgeopt.data.callables import load_function
 from edgeopt.errors import DataError, MissingPackage, SetupError, UsageError
 from edgeopt.frontends import torch_structure
@@ -214,6 +215,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)  # adapters between features
     objective = _objective(model, settings, data, example, teacher, root)
+    _warn_of_empty_classes(objective, data, text)
     part, held = hold_back(data, settings.held_back, seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return engine.fit(
@@ -264,6 +266,16 @@ def _objective(
             attention = AttentionMaps(model, teacher, pairs, example)
     custom: Any = load_function(settings.loss, root) if settings.loss is not None else None
     return Objective(settings, outputs, counts, teacher, custom, features, attention)
+
+
+def _warn_of_empty_classes(objective: Objective, data: TrainingSet, text: str) -> None:
+    counts, settings = objective.class_counts, objective.settings
+    if counts is None or settings.loss is not None or (settings.distill is not None and settings.distill.mix == 1):
+        return  # labels are not learnt from, or only the user knows what they are
+    if (empty := [str(index) for index, count in enumerate(counts) if count == 0]) and is_first():
+        listed = f"class{'es' if len(empty) > 1 else ''} {', '.join(empty[:10])}"
+        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+        events.warn(f"{text}: {listed}{more} of {len(counts)} in no sample of {data.where}: the model may forget them")
 
 
 def need_torch() -> None:

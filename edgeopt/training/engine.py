@@ -26,7 +26,7 @@ from edgeopt.training.data import Feed, TrainingSet
 from edgeopt.training.objective import Loss, Objective
 from edgeopt.training.optimizer import make_optimizer, parameter_groups
 from edgeopt.training.ranks import average_gradients, rank_and_world, summed
-from edgeopt.training.trainee import Trainee
+from edgeopt.training.trainee import LARGEST, Trainee
 
 if TYPE_CHECKING:
     from edgeopt.training.settings import Training
@@ -39,6 +39,8 @@ LOOK_EVERY = 20
 """Steps between looks at the loss on a GPU, where each look waits for the device; on a CPU every step is looked at."""
 DIVERGED = 100.0
 """A loss so many times the first one does not come back."""
+OUT_OF_HAND = 1e6
+"""What no layer of a working network puts out."""
 _LARGE = 2**31 - 1
 
 
@@ -251,7 +253,7 @@ class _Engine:
         state.first_loss = loss if state.first_loss is None else state.first_loss
         if math.isfinite(loss) and loss <= DIVERGED * max(state.first_loss, 1.0):
             return
-        layer = self._trainee.first_bad_layer(feed)
+        layer = self._trainee.first_bad_layer(feed, OUT_OF_HAND if math.isfinite(loss) else LARGEST)
         where = f"epoch {state.epoch + 1}, step {step + 1}" + (f", layer '{layer}'" if layer else "")
         what = f"the loss is {loss:g}" if math.isfinite(loss) else "the loss is not a number any more"
         raise Diverged(

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edgeopt.errors import UnsupportedOperator
 from edgeopt.training.graph_operators import mixes_samples, operator
 from edgeopt.training.program import Op, Program
-from edgeopt.training.trainee import Feed
+from edgeopt.training.trainee import LARGEST, Feed
 
 LOW, HIGH = -128, 127
 LARGEST_BIAS = 2**31 - 1
@@ -167,14 +167,14 @@ class GraphModule:
     def _is_fixed(self, key: str) -> bool:
         return any(self._owner.get(name) == key for name in self._program.fixed)
 
-    def first_bad_layer(self, feed: Feed) -> str | None:
+    def first_bad_layer(self, feed: Feed, most: float = LARGEST) -> str | None:
         import torch
 
         with torch.no_grad(), self.exposing() as seen:
             self(feed)
         for op in self._program.ops:
             for name in op.outputs:
-                if name in seen and seen[name].is_floating_point() and not bool(torch.isfinite(seen[name]).all()):
+                if name in seen and seen[name].is_floating_point() and not bool((seen[name].abs() <= most).all()):
                     return op.name
         return None
 

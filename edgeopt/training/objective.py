@@ -301,12 +301,15 @@ def _class_weights(asked: Any, counts: npt.NDArray[np.int64]) -> Any:
         if (empty := np.flatnonzero(counts == 0)).size:
             raise DataError(
                 f"class {empty[0]} has no training sample, so it cannot be weighted",
+                where="class_weights: balanced",
                 hint="Add samples, or give class_weights as numbers.",
             )
         weights = counts.sum() / (len(counts) * counts)
     else:
         if len(asked) != len(counts):
-            raise UsageError(f"{len(asked)} class weights are given, and the model has {len(counts)} classes")
+            raise UsageError(
+                f"{len(asked)} class weights are given, and the model has {len(counts)} classes", where="class_weights"
+            )
         weights = np.asarray(asked)
     return torch.tensor(np.asarray(weights, np.float32))
 

@@ -169,7 +169,7 @@ class Prune(TrainingPass):
         what = "parameters" if self.params is not None else "multiply–accumulates"
         if (least := left(1.0)) > goal:
             raise UsageError(
-                f"{share:.0%} of the {what} cannot be reached: at most, {least:.1%} are left",
+                f"{100 * share:.3g}% of the {what} cannot be reached: at most, {least:.1%} are left",
                 where="passes.prune",
                 hint=f"Ask for {math.ceil(least * 100) / 100:.2f} or more, raise 'most' (it is {self.most:g}), "
                 "lower 'round_to', or leave fewer layers alone.",

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 Feed = dict[str, Any]
 """Input or output name → torch tensor, first axis samples."""
+LARGEST = 3.4028234663852886e38
+"""The largest finite float32."""
 
 
 class Trainee(Protocol):
@@ -36,8 +38,8 @@ class Trainee(Protocol):
         """Called after every step with the share of the training that is done."""
         ...
 
-    def first_bad_layer(self, feed: Feed) -> str | None:
-        """Name of the first layer whose output is not finite."""
+    def first_bad_layer(self, feed: Feed, most: float = LARGEST) -> str | None:
+        """Name of the first layer whose output is not finite, or has a value beyond ``most``."""
         ...
 
 
@@ -108,14 +110,14 @@ class ModuleTrainee:
             for name, mask in self.masks.items():
                 parameters[name].mul_(mask)
 
-    def first_bad_layer(self, feed: Feed) -> str | None:
+    def first_bad_layer(self, feed: Feed, most: float = LARGEST) -> str | None:
         import torch
 
         found: list[str] = []
 
         def look(name: str) -> Any:
             def hook(module: Any, given: Any, result: Any) -> None:
-                if isinstance(result, torch.Tensor) and not bool(torch.isfinite(result).all()):
+                if isinstance(result, torch.Tensor) and not bool((result.abs() <= most).all()):
                     found.append(name)
 
             return hook

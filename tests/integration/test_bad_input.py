@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from edgeopt.cli import run
+from edgeopt.pipeline.store import OutOfSpace, open_store
 from tests import tiny
 
 
@@ -358,3 +360,12 @@ def test_a_full_disk(tmp_path, model, data):
     assert "no space" in done.stderr
     assert done.stderr.count("error: ") == 1
     assert not out.exists()
+
+
+def test_a_full_disk_keeps_what_was_trained(tmp_path):
+    trained = tmp_path / "out" / ".edgeopt" / "unfinished" / "1-distill-key" / "train" / "checkpoint.safetensors"
+    with pytest.raises(OutOfSpace), open_store(tmp_path / "out"):
+        trained.parent.mkdir(parents=True)
+        trained.touch()
+        raise OSError(errno.ENOSPC, "no space left on device")
+    assert trained.is_file()

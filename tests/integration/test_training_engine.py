@@ -176,6 +176,7 @@ def test_a_rate_that_diverges_names_step_and_layer(tmp_path):
     with pytest.raises(engine.Diverged, match=r"epoch \d+, step \d+.*diverged") as caught:
         fit(trainee(), tmp_path, lr=1e12, optimizer="sgd", epochs=10)
     assert "Lower lr" in str(caught.value)
+    assert "layer '" in str(caught.value)
 
 
 def test_the_layer_that_breaks_is_named(tmp_path):

@@ -60,6 +60,15 @@ def test_sqnr_and_ratio() -> None:
     assert (ratio, low, high) == (2, 2, 2)
 
 
+def test_intervals_of_accuracy() -> None:
+    assert scoring.share_interval([True] * 81 + [False] * 182) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe
+    right = [True] * 80 + [False] * 20
+    assert scoring.paired_points(right, right) == (0, 0, 0)
+    points, low, high = scoring.paired_points(right, [True] * 60 + [False] * 40)
+    assert points == pytest.approx(20)
+    assert (low, high) == pytest.approx((20 - 7.84, 20 + 7.84), abs=1.1)  # 1.96 · sqrt(0.2 · 0.8 / 100)
+
+
 def test_only_the_marked_section_changes() -> None:
     begin, end = tables.marks("x")
     text = tables.replace_section(f"before\n{begin}\nold\n{end}\nafter\n", "x", "new")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeopt.frontends.torch import module_request
+from edgeopt.frontends.torch_worker import trace
 from edgeopt.pipeline.jobs.folder import MODULE, stage, write_result
 from edgeopt.pipeline.jobs.inputs import Inputs
 from edgeopt.recipe.schema import ModelSource
@@ -16,6 +17,10 @@ from edgeopt.training.ranks import is_first
 from edgeopt.training.read_data import from_callable, in_memory
 from edgeopt.training.work import open_work
 from edgeopt.types import Frozen, Signature, TensorSpec
+
+MANY_EPOCHS = 5
+"""From so many on, a model that cannot be traced is refused before it is trained: tracing takes seconds, which a short
+training would notice."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,9 @@ def train_here(job: TrainingJob) -> None:
     data = None if job.inputs.training is None else lambda: training_data(job.inputs, model)
     with stage(f"{getattr(job.step, 'use', 'train')}: load the module"):
         work = open_work(request, data, folder=job.unfinished, identity=job.key, seed=job.seed)
+    if job.step.epochs >= MANY_EPOCHS:
+        with stage(f"{getattr(job.step, 'use', 'train')}: see whether it can be traced"):
+            trace(work.loaded)
     record = job.step.run(work)
     if not is_first():
         return
