@@ -28,6 +28,10 @@ MAX_DUPLICATES = 0.5
 """Share of samples that are copies of others. As the gate's policy has it."""
 FAR = 0.35
 """Share by which the histograms of two sets' values differ (total variation): halves of one set differ by 0.02–0.1."""
+SURELY_FAR = 0.7
+"""No two draws of a few samples of one kind differ by as much: pixels of 0–255 against 0–1 do."""
+SHUFFLES = 40
+"""Of which two must not reach the distance found: chance 5 %."""
 STRETCHES = 3.0
 """A sample whose largest value is three times the next sample's costs the others a bit and a half."""
 SEEN_OFTEN = 3
@@ -63,7 +67,7 @@ def warnings(
     if evaluation is not None and len(evaluation):
         others = _Seen(model, Few(evaluation, LOOKED_AT), threads, answers_only=True)
         apart, how = distance(seen.values, others.values)
-        if apart > FAR:
+        if far_apart(seen.values, others.values, apart):
             found.append(f"calibration and evaluation values are far apart: {apart:.2f} of 1 ({how})")
         elif missing := _missing(seen.classes, others.classes):
             shown = ", ".join(str(name) for name in missing[:NAMED])
@@ -151,6 +155,28 @@ def distance(a: Sequence[Array], b: Sequence[Array]) -> tuple[float, str]:
             worst = found
             how = f"channel {channel}: mean {x.mean():.3g} and {y.mean():.3g}, spread {x.std():.3g} and {y.std():.3g}"
     return worst, how
+
+
+def far_apart(a: Sequence[Array], b: Sequence[Array], apart: float) -> bool:
+    """Whether the distance of two sets is large, and larger than shuffled samples make it: a few photographs of one
+    kind can differ by 0.4."""
+    if apart <= FAR or apart > SURELY_FAR:
+        return apart > FAR
+    every = [*a, *b]
+    channels = every[0].shape[1] if every[0].ndim == 4 else 1
+    counts = []
+    for channel in range(min(channels, 4)):
+        values = [_values(sample, channel) for sample in every]
+        low, high = min(v.min() for v in values), max(v.max() for v in values)
+        if high > low:
+            counts.append([np.histogram(v, BINS, (low, high))[0] / v.size for v in values])
+    shares, random = np.array(counts), np.random.default_rng(0)
+    reached = 0
+    for _ in range(SHUFFLES):
+        order = random.permutation(len(every))
+        p, q = (shares[:, part].mean(1) for part in (order[: len(a)], order[len(a) :]))
+        reached += bool((np.abs(p - q).sum(1) / 2).max() >= apart)
+    return reached < SHUFFLES // 20
 
 
 def _values(sample: Array, channel: int) -> Array:

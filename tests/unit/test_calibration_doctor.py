@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt.cli import run as edgeopt
-from edgeopt.pipeline.calibration_doctor import distance, warnings
+from edgeopt.pipeline.calibration_doctor import distance, far_apart, warnings
 from tests import tiny
 
 
@@ -78,3 +78,17 @@ def test_it_is_said_before_anything_is_quantized(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.index("warning: 6 calibration samples: ranges hang on single ones") < said.index("calibrate: ranges")
     assert said.count("ranges hang on single ones") == 1
+
+
+def test_a_few_samples_that_differ_among_themselves_are_not_far_apart():
+    """Photographs differ in brightness: of four against four the histograms lie far apart, by chance."""
+    random = np.random.default_rng(3)
+    levels = random.uniform(0, 1, 12)
+    photographs = [np.clip(random.normal(level, 0.05, (1, 3, 8, 8)), 0, 1).astype(np.float32) for level in levels]
+    apart, _ = distance(photographs[:6], photographs[6:])
+    assert 0.35 < apart < 0.7
+    assert not far_apart(photographs[:6], photographs[6:], apart)
+    darker = [image * 0.5 for image in photographs * 3]
+    apart, _ = distance(darker, photographs * 3)
+    assert 0.35 < apart < 0.7
+    assert far_apart(darker, photographs * 3, apart)

@@ -17,7 +17,7 @@ from edgeopt.gate.check import Figures, Said
 from edgeopt.gate.differing_layer import exposed
 from edgeopt.gate.evidence import Evidence
 from edgeopt.graph.placement import WEIGHTED
-from edgeopt.pipeline.calibration_doctor import FAR, STRETCHES, distance
+from edgeopt.pipeline.calibration_doctor import STRETCHES, distance, far_apart
 from edgeopt.pipeline.verdict import Picture, Verdict
 from edgeopt.runtimes.onnxruntime import Session
 
@@ -61,7 +61,7 @@ def run(evidence: Evidence, target: None) -> Said | None:
         apart, how = distance(arrays, others)
         figures["distance"] = round(apart, 4)
         details.append(f"distance to the evaluation set {apart:.3f} (total variation of values; {how})")
-        if apart > FAR:
+        if far_apart(arrays, others, apart):
             wrong.append(f"calibration and evaluation values are far apart: {apart:.2f} of 1 ({how})")
         shift, where = _shift(evidence, responses)
         figures["shift"] = round(shift, 3)
