@@ -186,8 +186,7 @@ def _latency(found: tuple[BenchResult, BenchResult | None] | None) -> Latency | 
         return None
     target, reference = found
     slower = None
-    apart = reference is not None and target.latency_ms.low > reference.latency_ms.high * NOISE
-    if reference is not None and apart and target.stable and reference.stable:
+    if reference is not None and target.latency_ms.low > reference.latency_ms.high * NOISE:
         slower = round(target.latency_ms.p50 / reference.latency_ms.p50, 3)
     return Latency(target=target, float_=reference, slower_than_float=slower)
 
