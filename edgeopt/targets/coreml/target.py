@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from edgeopt import digest
 from edgeopt.errors import MissingPackage, UsageError
 from edgeopt.graph.constraints import Constraints
+from edgeopt.graph.half import scales_fit
 from edgeopt.graph.model import serialise, shape
 from edgeopt.graph.placement import WEIGHTED
 from edgeopt.graph.qdq import to_qdq
@@ -22,7 +23,6 @@ from edgeopt.targets.base import Target
 from edgeopt.targets.coreml import operators, package, realise
 from edgeopt.targets.coreml.deployment import OLDEST, Minimum, lowest_for, refuse_missing, refuse_unknown
 from edgeopt.targets.coreml.program import Built, Interface, Pixels, build, quiet
-from edgeopt.targets.coreml.weights import SMALLEST_SCALE_HALF
 from edgeopt.types import (
     CONFIDENCE,
     Artifact,
@@ -160,7 +160,7 @@ class CoremlTarget(Target):
         kept = {
             node.name
             for node in graph.model.graph
-            if node.op_type in WEIGHTED and not _scales_fit(table, node.inputs[1])
+            if node.op_type in WEIGHTED and not scales_fit(table, node.inputs[1])
         }
         known = {node.name for node in graph.model.graph}
 
@@ -214,18 +214,6 @@ class CoremlTarget(Target):
         if preprocess.layout != "nchw" or channels != (1 if preprocess.color == "gray" else 3):
             return f"the model's input {list(shape(graph.inputs[0]))} does not have the channels of {preprocess.color}"
         return None
-
-
-def _scales_fit(table: Quantization, weight: ir.Value | None) -> bool:
-    """Whether float16 holds the scales of a weight's channels well enough; those of zeros alone may be any."""
-    stored = table.weights.get((weight.name if weight is not None else None) or "")
-    if stored is None:
-        return True
-    axis = stored.params.axis
-    if axis is None:
-        return bool(stored.params.scale >= SMALLEST_SCALE_HALF)
-    channels = np.moveaxis(stored.integers, axis, 0).reshape(len(stored.params.scale), -1)
-    return bool((stored.params.scale[channels.any(1)] >= SMALLEST_SCALE_HALF).all())
 
 
 def _pixels(preprocess: Preprocess, channels: int) -> Pixels:
