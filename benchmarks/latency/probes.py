@@ -48,9 +48,10 @@ class Trial:
         """Unmeasured probes take the double's time."""
 
     def common(self) -> list[int]:
-        """Models that enough of the configurations were measured with."""
+        """Models that enough of the configurations were measured with; as many as there are to be probes at least."""
         counts = (~np.isnan(self._y)).mean(0)
-        return [int(i) for i in np.flatnonzero(counts >= min(COMMON, float(counts.max())))]
+        least = float(np.sort(counts)[-min(COUNT, len(counts))])
+        return [int(i) for i in np.flatnonzero(counts >= min(COMMON, least))]
 
     def error(self, chosen: Sequence[int]) -> float:
         """Mean absolute log error of the rows that are no probe."""
