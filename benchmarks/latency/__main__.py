@@ -18,12 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # thousands of 15 × 15 systems: 
 import numpy as np
 
 from benchmarks import place, tables
-from benchmarks.latency import fitting, heldout, packing, probes, rows
+from benchmarks.latency import fitting, heldout, packing, probes, rows, selection
 from benchmarks.latency.baselines import Baselines
 from benchmarks.latency.heldout import Outcome, coverage, error_pct
 from edgeopt.devices import catalogue
-from edgeopt.devices.packs import Group, Pack
-from edgeopt.devices.predict import waits
+from edgeopt.devices.packs import Group, Pack, Widths
 
 PACKS = place.REPOSITORY / "hardware_profiles" / "packs"
 ASKED = {"random": 8.0, "families": 14.0, "devices_3": 6.0}  # median absolute percentage error, at most
@@ -32,6 +31,7 @@ NAMES = {
     "random": "random models held out",
     "families": "whole families held out",
     "devices_0": "whole devices held out, no probe",
+    "devices_mean": "the same, from the mean of all devices",
     "devices_3": "whole devices held out, 3 probes",
     heldout.RANDOM: "the same, 3 random models as probes",
     "threads": "a device's number of CPU threads held out",
@@ -77,11 +77,10 @@ def _line(outcomes: list[Outcome], inside: dict[str, bool]) -> list[str]:
 HEADER = ["rows", "predictor", "whole-model roofline", "operator roofline", "inside 90 % interval"]
 
 
-def markdown(found: dict[str, list[Outcome]], waiting: set[heldout.Key]) -> str:
+def markdown(found: dict[str, list[Outcome]], aside: set[heldout.Key]) -> str:
     parts = [tables.conditions("python -m benchmarks.latency", ["numpy", "scipy"]), ""]
     inside = {
-        regime: coverage(heldout.asked_for(outcomes, waiting) if regime == "devices_0" else outcomes, regime)
-        for regime, outcomes in found.items()
+        regime: coverage(heldout.asked_for(regime, outcomes, aside), regime) for regime, outcomes in found.items()
     }
     profiled = {name for profile in catalogue.profiles() for name in profile.measured_as}
     pooled = []
@@ -103,7 +102,7 @@ def markdown(found: dict[str, list[Outcome]], waiting: set[heldout.Key]) -> str:
         word = "Met" if COVERED[0] <= share <= COVERED[1] else "Not met"
         parts.append(f"{word}: {NAMES[regime]}, {share:.1f} % inside the 90 % interval; asked for 85–95 %.\n")
     for regime, outcomes in found.items():
-        if regime == heldout.RANDOM:
+        if regime in (heldout.RANDOM, "devices_mean"):
             continue
         by_engine: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
         for outcome in outcomes:
@@ -120,9 +119,9 @@ def markdown(found: dict[str, list[Outcome]], waiting: set[heldout.Key]) -> str:
     return "\n".join(parts)
 
 
-def planned(group: Group, measured: list[fitting.Measured]) -> Pack:
-    """The pack with the models to measure first on a new device."""
-    chosen, widths = probes.plan(group, measured, group.pack.models)
+def planned(group: Group, measured: list[fitting.Measured], widths: Widths) -> Pack:
+    """The pack with the models to measure first on a new device, and how they are weighed."""
+    chosen = probes.plan(group, measured, group.pack.models)
     return group.pack.model_copy(update={"probes": tuple(chosen), "widths": widths})
 
 
@@ -141,16 +140,17 @@ def main() -> None:
     fitted = fitting.fit(groups)
     bare = {name: fitting.as_group(name, groups[name], fitted[name]) for name in groups}
     known = [c for group in bare.values() for c in group.pack.configurations]
-    waiting = {(c.device, c.engine, c.threads, c.campaign) for c in known if waits(c)}
-    found["threads"] = list(heldout.by_threads(groups, fitted, waiting))
+    aside = {(c.device, c.engine, c.threads, c.campaign) for c in known if not c.stands}
+    found["threads"] = list(heldout.by_threads(groups, fitted, aside))
     if arguments.packs:
-        packs = [planned(group, groups[name]) for name, group in bare.items()]
-        packing.write(PACKS, groups, [packing.judged(pack, found, waiting) for pack in packs])
+        widths = selection.choose(groups)
+        packs = [planned(group, groups[name], widths) for name, group in bare.items()]
+        packing.write(PACKS, groups, [packing.judged(pack, found, aside) for pack in packs])
     record = {
         regime: [[o.row.id, round(o.error, 4), o.whole, o.operator] for o in outcomes]
         for regime, outcomes in found.items()
     }
-    tables.publish("latency", markdown(found, waiting), record, write=arguments.write)
+    tables.publish("latency", markdown(found, aside), record, write=arguments.write)
 
 
 if __name__ == "__main__":

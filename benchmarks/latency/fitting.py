@@ -14,18 +14,21 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import spearmanr
 
 from benchmarks.latency.rows import Row, operators
 from edgeopt.devices import rates
 from edgeopt.devices.engines import fusion_of, group_of
-from edgeopt.devices.kernels import FUSION, QUANTITIES, fuse, matrix
+from edgeopt.devices.kernels import COMPUTE, FUSION, QUANTITIES, UNITS, fuse, matrix
 from edgeopt.devices.packs import Configuration, Group, Pack, Widths
 
 Array = npt.NDArray[np.float64]
 COUNT = len(QUANTITIES)
 GROSS = 0.7  # log error beyond which a row is taken for another condition (a throttled run), and says no more
-WIDE = Widths(rates=0.1, residual=0.3, speed=0.1, other_engine=1.0)  # to begin with: `probes.plan` chooses
+WIDTHS = Widths(rates=0.15, residual=0.3, speed=0.1, tail=5.0, other_engine=1.0, threads=1.5)
+"""To choose probes with; what is predicted with, `selection.choose` finds."""
 FEW = 25  # configurations of a group that level two looks at
+FEWEST_TO_RANK = 6  # models
 
 
 def _blocks(*prefixes: str) -> Array:
@@ -319,10 +322,24 @@ def _rounded(values: Iterable[float], digits: int = 4) -> tuple[float, ...]:
     return tuple(round(float(value), digits) for value in values)
 
 
+def grows(measured: Measured) -> bool:
+    """Whether larger models took longer, by rank (Spearman 1904); with few models it is taken for granted."""
+    work = measured.x @ np.where([name in COMPUTE for name in QUANTITIES], UNITS, 0)
+    if len({row.model for row in measured.rows}) < FEWEST_TO_RANK:
+        return True
+    return float(spearmanr(work, measured.y).statistic) > 0
+
+
+def bare(key: tuple[str, str, str, str]) -> Configuration:
+    """A configuration of which nothing was measured."""
+    device, engine, threads, campaign = key
+    return Configuration(device=device, engine=engine, threads=threads, campaign=campaign, rows=0, theta=(), own=())
+
+
 def as_group(name: str, configurations: Sequence[Measured], fitted: Fitted) -> Group:
     """The fit as `edgeopt.devices` reads it, digits and all; nothing is said yet of probes and held-out errors."""
     pack = Pack(
-        schema_="edgeopt.rates/1",
+        schema_="edgeopt.rates/2",
         group=name,
         quantities=QUANTITIES,
         mean=_rounded(fitted.mean),
@@ -334,7 +351,7 @@ def as_group(name: str, configurations: Sequence[Measured], fitted: Fitted) -> G
         weights=_rounded(fitted.weights),
         offset=_rounded(fitted.offset),
         residual=tuple(_rounded(line[: i + 1], 5) for i, line in enumerate(fitted.residual)),
-        widths=WIDE,
+        widths=WIDTHS,
         probes=(),
         configurations=tuple(
             Configuration(
@@ -343,6 +360,7 @@ def as_group(name: str, configurations: Sequence[Measured], fitted: Fitted) -> G
                 threads=m.key[2],
                 campaign=m.key[3],
                 rows=len(m.rows),
+                grows=grows(m),
                 theta=_rounded(fitted.theta[m.key]),
                 own=tuple(
                     (index, round(float(weight), 3), round(float(left), 3))

@@ -5,28 +5,31 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.latency import selection
 from benchmarks.latency.baselines import Baselines
 from benchmarks.latency.fitting import (
     Fitted,
     Measured,
     Split,
     as_group,
+    bare,
     common_rates,
     fit_group,
+    grows,
     split,
     thread_exponent,
 )
 from benchmarks.latency.probes import COUNT as PROBES
-from benchmarks.latency.probes import plan
+from benchmarks.latency.probes import cpu_threads, plan
 from benchmarks.latency.rows import Row
 from edgeopt.devices import adapt, catalogue, probing, rates
-from edgeopt.devices.packs import Configuration, Group, Widths
-from edgeopt.devices.predict import relative_rates, threads_of
+from edgeopt.devices.basis import relative_rates
+from edgeopt.devices.packs import LEVEL_UNKNOWN, Configuration, Group, Widths
 from edgeopt.devices.profile import BYTES
 
 Array = npt.NDArray[np.float64]
@@ -47,6 +50,8 @@ class Outcome:
     scale: float
     whole: float | None = None
     operator: float | None = None
+    related: bool = True
+    """Of a device with no probe: whether a relative was measured."""
 
 
 def folds(regime: str, groups: Split) -> list[Callable[[Row], bool]]:
@@ -85,39 +90,42 @@ def by_models(regime: str, groups: Split, baselines: Baselines | None) -> Iterat
 def by_devices(groups: Split, baselines: Baselines | None) -> Iterator[tuple[str, Outcome]]:
     """Whole devices: first with nothing measured, then with three probes per configuration.
 
-    The probes are those that `probes.plan` recommends among the models at hand, from the other devices; beside them
-    three drawn at random.
+    The probes are those that `probes.plan` recommends among the models at hand, from the other devices, and are
+    weighed as `selection.choose` finds on those; beside them three drawn at random.
     """
     for fold, is_held_out in enumerate(folds("devices", groups)):
         train, held = split(groups, is_held_out)
-        common = common_rates(train)
+        common, widths = common_rates(train), selection.choose(train)
         for name, configurations in held.items():
             if name not in train:
                 continue
             fitted = fit_group(train[name], common)
             group = as_group(name, train[name], fitted)
-            plans: dict[tuple[str, ...], tuple[list[str], Widths]] = {}
+            plans: dict[tuple[str, ...], list[str]] = {}
             for whole in configurations:
                 measured = whole.part(np.array([row.model in fitted.index for row in whole.rows]))
                 if len(measured.rows) < FEWEST:
                     continue
                 offset, scale = fitted.shared(measured.x, [row.model for row in measured.rows])
-                log_ms = rates.log_latency(measured.x, unprobed(fitted, train[name], measured.key)) + offset
-                for outcome in _outcomes(name, fold, measured, log_ms, np.ones_like(scale), None, None):
-                    yield "devices_0", outcome
+                relatives = relatives_of(fitted, train[name], measured.key)
+                for regime, theta in (
+                    ("devices_0", adapt.transferred(fitted.mean, relatives)), ("devices_mean", fitted.mean)
+                ):  # fmt: skip
+                    log_ms = rates.log_latency(measured.x, theta) + offset
+                    for outcome in _outcomes(name, fold, measured, log_ms, np.ones_like(scale), None, None):
+                        yield regime, replace(outcome, related=bool(relatives))
                 models = tuple(sorted({row.model for row in measured.rows}))
                 if len(models) < FEWEST:
                     continue
                 if models not in plans:
                     plans[models] = plan(group, train[name], models)
-                chosen, widths = plans[models]
                 drawn = np.random.default_rng(zlib.crc32(repr(measured.key).encode())).permutation(len(models))[:PROBES]
-                for regime, probed in (("devices_3", chosen), (RANDOM, [models[i] for i in drawn])):
+                for regime, probed in (("devices_3", plans[models]), (RANDOM, [models[i] for i in drawn])):
                     for outcome in _probed(name, fold, group, widths, measured, probed, baselines):
                         yield regime, outcome
 
 
-def by_threads(groups: Split, fitted: Mapping[str, Fitted], waiting: Collection[Key]) -> Iterator[Outcome]:
+def by_threads(groups: Split, fitted: Mapping[str, Fitted], aside: Collection[Key]) -> Iterator[Outcome]:
     """Rows of a device with one number of threads, from its rows with another; a fold is a device.
 
     Models are known, and the other configurations have the rates of the whole fit: only what threads do is held out.
@@ -125,7 +133,7 @@ def by_threads(groups: Split, fitted: Mapping[str, Fitted], waiting: Collection[
     profiles = {name: profile for profile in catalogue.profiles() for name in profile.measured_as}
     names = sorted(profiles)
     for name, configurations in groups.items():
-        quiet = [m for m in configurations if m.key not in waiting and name.startswith("cpu/")]
+        quiet = [m for m in configurations if m.key not in aside and name.startswith("cpu/")]
         for measured in quiet:
             device, engine, threads, _ = measured.key
             others = [m for m in quiet if m.key[:2] == (device, engine) and m.key[2].isdigit() and m.key[2] != threads]
@@ -142,11 +150,8 @@ def by_threads(groups: Split, fitted: Mapping[str, Fitted], waiting: Collection[
 
 
 def _configuration(measured: Measured, fitted: Fitted) -> Configuration:
-    device, engine, threads, campaign = measured.key
     theta = tuple(fitted.theta[measured.key])
-    return Configuration(
-        device=device, engine=engine, threads=threads, campaign=campaign, rows=len(measured.rows), theta=theta, own=()
-    )
+    return bare(measured.key).model_copy(update={"rows": len(measured.rows), "theta": theta, "grows": grows(measured)})
 
 
 def _probed(
@@ -156,7 +161,9 @@ def _probed(
     """One measurement of each probe; other rows of the same models are not asked for."""
     models = [row.model for row in measured.rows]
     first = [models.index(model) for model in probed]
-    adapted = probing.adapted(group, measured.key[1], measured.x[first], measured.y[first], probed, None, widths)
+    engine = measured.key[1]
+    count = cpu_threads(engine, bare(measured.key).thread_count)
+    adapted = probing.adapted(group, engine, measured.x[first], measured.y[first], probed, count, widths)
     rest = measured.part(np.array([model not in probed for model in models]))
     offset, scale = group.shared_offset(rest.x)
     log_ms = rates.log_latency(rest.x, np.array(adapted.theta)) + offset + group.adapted_offset(rest.x, adapted)
@@ -165,19 +172,17 @@ def _probed(
     yield from _outcomes(name, fold, rest, log_ms, scale, measured.part(seen), baselines)
 
 
-def unprobed(fitted: Fitted, train: list[Measured], key: Key) -> Array:
-    """As `edgeopt.devices.predict` does for a device without rows; without a profile, the group's mean."""
-    device, engine, threads, _ = key
+def relatives_of(fitted: Fitted, train: list[Measured], key: Key) -> list[Array]:
+    """As `edgeopt.devices.basis` has them for a device without rows; without a profile, none."""
+    device, engine = key[:2]
     profile = next((profile for profile in catalogue.profiles() if device in profile.measured_as), None)
     unit, precision = engine.split("/")[1:]
     if profile is None or precision not in BYTES:
-        return fitted.mean
+        return []
     others = [_configuration(m, fitted) for m in train if m.key[0] not in profile.measured_as]
-    wanted = Configuration(device=device, engine=engine, threads=threads, campaign="", rows=0, theta=(), own=())
-    count = threads_of(wanted) if unit == "cpu" else None
+    count = cpu_threads(engine, bare(key).thread_count)
     exponent = thread_exponent(train, fitted)
-    relatives = relative_rates(profile, others, exponent, count, unit, precision)  # type: ignore[arg-type]
-    return adapt.transferred(fitted.mean, relatives)
+    return relative_rates(profile, others, exponent, count, unit, precision)  # type: ignore[arg-type]
 
 
 def _outcomes(
@@ -210,16 +215,23 @@ def spread(outcomes: list[Outcome]) -> float:
 def pool_of(regime: str, group: str) -> str:
     """Whose errors tell how far a prediction may be off: the group's; of devices that are not in the data, for which
     there are too few in a group, those of all groups that run on such a unit."""
-    if regime not in ("devices_0", "threads"):
+    if regime not in LEVEL_UNKNOWN:
         return group
     unit = group.partition("/")[0]
     return group if group == "gpu/nvidia" else unit
 
 
-def asked_for(outcomes: list[Outcome], waiting: Collection[Key] = ()) -> list[Outcome]:
-    """Those of devices with a profile, which alone can be asked for; without campaigns whose threads waited."""
+def asked_for(regime: str, outcomes: list[Outcome], aside: Collection[Key] = ()) -> list[Outcome]:
+    """Outcomes that stand for what is asked for in a regime; without campaigns that say nothing of their device.
+
+    Only devices with a profile can be asked for without a probe, and they are predicted from their relatives if there
+    are any; what the mean of all devices is worth, all show.
+    """
+    if regime not in ("devices_0", "devices_mean"):
+        return outcomes
     profiled = {name for profile in catalogue.profiles() for name in profile.measured_as}
-    return [o for o in outcomes if o.row.device in profiled and o.row.configuration not in waiting]
+    quiet = [o for o in outcomes if o.row.configuration not in aside]
+    return quiet if regime == "devices_mean" else [o for o in quiet if o.row.device in profiled and o.related]
 
 
 FEWEST_FOR_SPREAD = 30  # a group with fewer outcomes takes the spread of all groups

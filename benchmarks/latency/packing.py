@@ -18,17 +18,15 @@ from edgeopt.devices.packs import HeldOut, Pack, Regime
 FEWEST_ROWS = 10  # of a device with an engine, to say how well it does
 
 
-def judged(bare: Pack, outcomes: Mapping[str, list[Outcome]], waiting: Collection[Key]) -> Pack:
+def judged(bare: Pack, outcomes: Mapping[str, list[Outcome]], aside: Collection[Key]) -> Pack:
     """The pack with how well its group did on held-out rows.
 
     Args:
-        waiting: configurations whose threads waited (`devices.predict.waits`), which say nothing of a device.
+        aside: configurations that say nothing of a device (`Configuration.stands`).
     """
     held: dict[Regime, HeldOut] = {}
     for regime in get_args(Regime):
-        listed = outcomes[regime]
-        if regime == "devices_0":
-            listed = heldout.asked_for(listed, waiting)
+        listed = heldout.asked_for(regime, outcomes[regime], aside)
         pool = heldout.pool_of(regime, bare.group)
         mine = [outcome for outcome in listed if heldout.pool_of(regime, outcome.group) == pool]
         held[regime] = _held(mine if len(mine) >= FEWEST_FOR_SPREAD else listed)

@@ -1,31 +1,27 @@
-"""Which models to measure first on a new device, and how far it may differ from those that it is like.
+"""Which models to measure first on a new device.
 
-Both are chosen on the measured devices of a group alone: each in turn is taken for new, and is predicted from the
-others and its probes. Greedy, by the mean error over devices.
+Chosen on the measured devices of a group alone: each in turn is taken for new and predicted from the others and its
+probes. Where few were measured, that says little; then what counts is how much the probes leave open by the group's
+own covariances. Both are log latency, and are added.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.latency.fitting import WIDE, Measured
-from edgeopt.devices import adapt, probing, rates
-from edgeopt.devices.packs import Group, Widths
+from benchmarks.latency.fitting import WIDTHS, Measured
+from edgeopt.devices import probing
+from edgeopt.devices.packs import Group
 
 Array = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 COUNT = 3
-FEWEST_DEVICES = 8
-WIDTHS = tuple(
-    Widths(rates=r, residual=e, speed=s, other_engine=o)
-    for r, e, s, o in itertools.product((0.05, 0.15), (0.15, 0.4), (0.03, 0.2), (0.0, 1.0))
-)
+FEWEST_DEVICES = 4
 MOST = 0.4  # an error beyond it is bad, however large: one odd device should not choose the probes
 COMMON = 0.3  # of the devices must have been measured with a model that is to be recommended
+EXCHANGES = 3  # rounds
 
 
 class Trial:
@@ -34,69 +30,77 @@ class Trial:
     def __init__(self, group: Group, measured: Sequence[Measured], models: Sequence[str]) -> None:
         known = group.pack.configurations
         quantity = {row.model: x for m in measured for row, x in zip(m.rows, m.x, strict=True)}
+        x = np.array([quantity[model] for model in models])
         self.models = list(models)
-        self._x = np.array([quantity[model] for model in self.models])
-        self._group = group
-        self._doubles = probing.at_doubles(group, self._x)
-        devices = [c.device for c in known]
-        engines = np.array([c.engine for c in known])
-        self._own = np.array(devices)[:, None] == np.array(devices)
-        self._share = 1 / self._own.sum(1)
-        self._other_engine = engines[:, None] != engines
+        self.devices = len({c.device for c in known})
+        self._doubles = probing.at_doubles(group, x)
+        self._covariance = probing.difference(group, x, WIDTHS)
+        own = np.array([[one.device == other.device for other in known] for one in known])
+        prior = [probing.prior(known, c.engine, cpu_threads(c.engine, c.thread_count), WIDTHS) for c in known]
+        self._log_prior = np.where(own, -np.inf, prior)
         self._y = np.full((len(known), len(self.models)), np.nan)
         place = {model: position for position, model in enumerate(self.models)}
         for row, m in enumerate(measured):
             for at, ms in zip(m.rows, m.y, strict=True):
                 if at.model in place:
                     self._y[row, place[at.model]] = ms
-        self._covariances: dict[Widths, Array] = {}
+        self._given = np.where(np.isnan(self._y), self._doubles, self._y)
+        """Unmeasured probes take the double's time."""
 
     def common(self) -> list[int]:
-        """Models that enough of the devices were measured with."""
+        """Models that enough of the configurations were measured with; as many as there are to be probes at least."""
         counts = (~np.isnan(self._y)).mean(0)
-        return [int(i) for i in np.flatnonzero(counts >= min(COMMON, float(counts.max())))]
+        least = float(np.sort(counts)[-min(COUNT, len(counts))])
+        return [int(i) for i in np.flatnonzero(counts >= min(COMMON, least))]
 
-    def error(self, chosen: Sequence[int], widths: Widths) -> float:
-        """Mean absolute log error over devices, of what is not a probe. Unmeasured probes take the double's time."""
-        if widths not in self._covariances:
-            self._covariances[widths] = probing.difference(self._group, self._x, widths)
-        covariance, index = self._covariances[widths], list(chosen)
-        given = np.where(np.isnan(self._y), self._doubles, self._y)
-        error = given[:, None, index] - self._doubles[None][:, :, index]  # device, double, probe
-        pull = error @ np.linalg.inv(covariance[np.ix_(index, index)])
-        log_prior = np.log(self._share) - widths.other_engine * self._other_engine  # as probing.prior
-        weights = np.where(self._own, -np.inf, log_prior - 0.5 * (error * pull).sum(2))
-        top = weights.max(1, keepdims=True)
-        weights = np.exp(weights - np.where(np.isfinite(top), top, 0))
-        weights /= np.maximum(weights.sum(1, keepdims=True), 1e-300)
-        predicted = weights @ self._doubles + np.einsum("dk,dkp->dp", weights, pull) @ covariance[index]
-        away = np.minimum(np.abs(predicted - self._y), MOST)
-        away[:, index] = np.nan
-        told = ~np.isnan(away).all(1)
-        return float(np.average(np.nanmean(away[told], axis=1), weights=self._share[told])) if told.any() else np.inf
+    def error(self, chosen: Sequence[int]) -> float:
+        """Mean absolute log error of the rows that are no probe."""
+        index = list(chosen)
+        error = self._given[:, None, index] - self._doubles[None][:, :, index]  # configuration, double, probe
+        pull = error @ np.linalg.inv(self._covariance[np.ix_(index, index)])
+        away = (error * pull).sum(2) / WIDTHS.tail
+        weights = self._log_prior - 0.5 * (WIDTHS.tail + len(index)) * np.log1p(away)  # as probing.weigh
+        weights = np.exp(weights - weights.max(1, keepdims=True))
+        weights /= weights.sum(1, keepdims=True)
+        predicted = weights @ self._doubles + np.einsum("dk,dkp->dp", weights, pull) @ self._covariance[index]
+        wrong = np.minimum(np.abs(predicted - self._y), MOST)
+        wrong[:, index] = np.nan
+        return float(np.nanmean(wrong)) if not np.isnan(wrong).all() else MOST
 
-    def spread(self, candidates: Sequence[int]) -> list[str]:
-        """What leaves least variance, where there are too few devices to try it out."""
-        x, place = self._x[candidates], rates.composition(self._x[candidates], self._group.mean)
-        residual = self._group.residual(place, place) + 1e-4 * np.eye(len(x))
-        chosen = adapt.choose_probes(x, self._group.mean, self._group.covariance, residual, COUNT)
-        return [self.models[candidates[i]] for i in chosen]
+    def left(self, chosen: Sequence[int]) -> float:
+        """Mean standard deviation of log latency that the probes leave between a device and its double."""
+        index = list(chosen)
+        seen = self._covariance[np.ix_(index, index)] + 1e-6 * np.eye(len(index))
+        explained = self._covariance[:, index] @ np.linalg.solve(seen, self._covariance[index])
+        return float(np.sqrt(np.maximum(np.diag(self._covariance - explained), 0)).mean())
 
-    def choose(self, widths: Widths, candidates: Sequence[int], count: int = COUNT) -> list[int]:
+    def cost(self, chosen: Sequence[int]) -> float:
+        return self.left(chosen) + (self.error(chosen) if self.devices >= FEWEST_DEVICES else 0.0)
+
+    def choose(self, candidates: Sequence[int], count: int = COUNT) -> list[int]:
+        """One after the other, and then each exchanged for a better one while there is one (Fedorov 1972)."""
         chosen: list[int] = []
         for _ in range(min(count, len(candidates))):
-            rest = [one for one in candidates if one not in chosen]
-            chosen.append(min(rest, key=lambda one: self.error([*chosen, one], widths)))
+            chosen.append(min((i for i in candidates if i not in chosen), key=lambda i: self.cost([*chosen, i])))
+        best = self.cost(chosen)
+        for _ in range(EXCHANGES):
+            before = best
+            for position in range(len(chosen)):
+                for other in (i for i in candidates if i not in chosen):
+                    tried = [*chosen[:position], other, *chosen[position + 1 :]]
+                    if (cost := self.cost(tried)) < best:
+                        best, chosen = cost, tried
+            if best == before:
+                break
         return chosen
 
 
-def plan(group: Group, measured: Sequence[Measured], models: Sequence[str]) -> tuple[list[str], Widths]:
-    """The models to measure, most telling first, and the widths that did best with them on the measured devices."""
+def cpu_threads(engine: str, count: int | None) -> int | None:
+    """Threads mean something on a CPU only."""
+    return count if engine.split("/")[1] == "cpu" else None
+
+
+def plan(group: Group, measured: Sequence[Measured], models: Sequence[str]) -> list[str]:
+    """The models to measure."""
     trial = Trial(group, measured, models)
-    candidates = trial.common()
-    if len({m.key[0] for m in measured}) < FEWEST_DEVICES:
-        return trial.spread(candidates), WIDE
-    chosen = trial.choose(WIDE, candidates)
-    widths = min(WIDTHS, key=lambda one: trial.error(chosen, one))
-    chosen = trial.choose(widths, candidates)
-    return [trial.models[i] for i in chosen], widths
+    return [trial.models[i] for i in trial.choose(trial.common())]

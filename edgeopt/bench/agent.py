@@ -14,7 +14,6 @@ import os
 import random
 import resource
 import select
-import shutil
 import signal
 import statistics
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from . import conditions
+from .examine import examine
 
 PREFIX = "edgeopt:"
 """Before each line that is ours: a login shell may print things of its own."""
@@ -39,8 +39,6 @@ MOST_RUNS = 200_000
 MEMORY_LIMIT_S = 120.0
 ENERGY_S = 2.0
 """Counters of energy move every millisecond: over two seconds that is nothing."""
-TENSORRT_BIN = "/usr/src/tensorrt/bin"
-"""Where JetPack puts trtexec; it is not on the path there."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -50,11 +48,13 @@ that times itself (a program of the board) has ``times`` in the place of ``run``
 
 
 class Opening(NamedTuple):
-    """How a model is opened: its runtime's version, the opener, and whether its session times itself."""
+    """How a model is opened: its runtime's version, the opener, whether its session times itself, and whether opening
+    builds an engine, which takes minutes."""
 
     version: str
     open: Opener
     times_itself: bool = False
+    builds: bool = False
 
 
 class Problem(Exception):
@@ -77,25 +77,42 @@ def file_opener(subject: "Mapping[str, Any]", request: "Mapping[str, Any]", pack
     """How a file is opened; its runtime is imported here.
 
     Args:
-        subject: ``name``, ``path``, ``runtime`` (module), ``options`` of its session.
+        subject: ``name``, ``path``, ``runtime`` (module), perhaps ``instead`` (module to take where that runtime is
+            missing), ``options`` of its session.
         request: ``threads``, ``batch`` and ``inputs`` (name → shape).
         package: where the runtimes' modules are.
     """
-    name = subject["name"]
     try:
-        runtime = importlib.import_module(f"{package}.{subject['runtime']}")
-        version = runtime.version()
-    except SyntaxError as error:
-        raise Problem("old_python", f"Python {sys.version.split()[0]} cannot read {error.filename}", name) from error
-    except ModuleNotFoundError as error:
-        raise Problem("missing_runtime", str(error), name, subject["runtime"]) from error
-    except (ImportError, OSError) as error:
-        raise Problem("broken_runtime", str(error), name, subject["runtime"]) from error
+        runtime, version = _runtime(subject, subject["runtime"], package)
+    except Problem as problem:
+        if problem.kind != "missing_runtime" or not subject.get("instead"):
+            raise
+        try:
+            runtime, version = _runtime(subject, subject["instead"], package)
+        except Problem as other:
+            if other.kind == "old_python":
+                raise problem from other
+            raise Problem(other.kind, f"{problem.text}; {other.text}", problem.model, problem.detail) from other
 
     def opener() -> Any:
         return runtime.Session(Path(subject["path"]), threads=request["threads"], **subject.get("options", {}))
 
-    return Opening(version, opener, hasattr(runtime.Session, "times"))
+    session = runtime.Session
+    return Opening(version, opener, hasattr(session, "times"), getattr(session, "builds", False))
+
+
+def _runtime(subject: "Mapping[str, Any]", module: str, package: str) -> "tuple[Any, str]":
+    """The module of a runtime, and its version."""
+    name, called = subject["name"], subject["runtime"]
+    try:
+        runtime = importlib.import_module(f"{package}.{module}")
+        return runtime, runtime.version()
+    except SyntaxError as error:
+        raise Problem("old_python", f"Python {sys.version.split()[0]} cannot read {error.filename}", name) from error
+    except ModuleNotFoundError as error:
+        raise Problem("missing_runtime", str(error), name, called) from error
+    except (ImportError, OSError) as error:
+        raise Problem("broken_runtime", str(error), name, called) from error
 
 
 def bound_shapes(
@@ -144,8 +161,9 @@ class Measured:
 
     def __init__(self, name: str, opening: Opening, request: "Mapping[str, Any]") -> None:
         self.name, self.version, self.times_itself = name, opening.version, opening.times_itself
-        # what times itself works in processes of its own, and may take minutes to open
-        self.memory_mb = None if self.times_itself else _memory_mb(name, opening.open, request)
+        # what times itself works in processes of its own, and an engine is not built twice
+        alone = opening.times_itself or opening.builds
+        self.memory_mb = None if alone else _memory_mb(name, opening.open, request)
         self.session, self.shapes, self.feed, self.load_ms, self.first_ms = _opened(name, opening.open, request)
         self.warm_up_runs = 1
         self.turns = []  # type: list[list[float]]
@@ -170,7 +188,7 @@ class Measured:
 
 def _opened(name: str, opener: Opener, request: "Mapping[str, Any]") -> "tuple[Any, Any, Any, float, float]":
     """Session, shapes, feed, and the ms that loading and the first run took."""
-    start = time.perf_counter()
+    start, session = time.perf_counter(), None
     kind = "batch" if request.get("batch") is not None else "model"
     try:
         session = opener()
@@ -183,8 +201,12 @@ def _opened(name: str, opener: Opener, request: "Mapping[str, Any]") -> "tuple[A
         feed = fill(specs, shapes, request.get("seed", 0))
         start = time.perf_counter()
         session.run(feed)
-    except ValueError as error:
-        raise Problem(kind, str(error), name) from error
+    except Exception as error:
+        if session is not None:
+            session.__exit__(None, None, None)
+        if isinstance(error, ValueError):
+            raise Problem(kind, str(error), name) from error
+        raise
     return session, shapes, feed, load_ms, (time.perf_counter() - start) * 1e3
 
 
@@ -421,46 +443,3 @@ def _measure_files(request: "Mapping[str, Any]", package: str) -> "dict[str, Any
         for subject in request["models"]
     }
     return measure(openers, request, lambda text: emit("progress", text=text))
-
-
-def examine(request: "Mapping[str, Any]") -> "dict[str, Any]":
-    """What the board has: for ``edgeopt doctor --on``. ``imports``: what to try, name → module."""
-    found = {name: _try_import(module) for name, module in request["imports"].items()}
-    return {
-        "machine": conditions.machine(),
-        "now": conditions.read(),
-        "free_memory_mb": conditions.free_memory_mb(),
-        "energy_counter": conditions.Meter().name,
-        "executable": sys.executable,
-        "imports": found,
-        "programs": {name: _program(name) for name in request["programs"]},
-        "user": os.environ.get("USER") or os.environ.get("LOGNAME"),
-    }
-
-
-def _try_import(module: str) -> "dict[str, Optional[str]]":
-    """In a process of its own: a library that is built for another processor ends it."""
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if child == 0:
-        said = {"version": None, "problem": None}  # type: dict[str, Optional[str]]
-        try:
-            package = module.partition(".")[0]
-            importlib.import_module(module)
-            said["version"] = str(getattr(sys.modules[package], "__version__", "of unknown version"))
-        except Exception as error:  # noqa: BLE001 - a library raises what it likes
-            said["problem"] = f"{type(error).__name__}: {error}"
-        os.write(theirs, json.dumps(said).encode())
-        os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours, "rb") as stream:
-        data = stream.read()
-    _, status = os.waitpid(child, 0)
-    if data:
-        return dict(json.loads(data.decode()))
-    how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "no word"
-    return {"version": None, "problem": f"its import ended the process with {how}"}
-
-
-def _program(name: str) -> "Optional[str]":
-    return shutil.which(name) or shutil.which(name, path=TENSORRT_BIN)

@@ -37,6 +37,8 @@ CALLED: dict[str, tuple[Runtime, str]] = {
     "torch": ("pytorch", "torch"),
 }
 """Module of a runtime → its name in results, and the package whose version is given."""
+INSTEAD = {"trtexec": "tensorrt_python"}
+"""Module of a runtime → the one to take on a machine that lacks it."""
 UNVERIFIED = frozenset({"trtexec", "coreml"})
 """Runtimes that were tried with a stand-in only, or not at all."""
 
@@ -91,7 +93,13 @@ class Plan:
         return {
             "do": "measure",
             "models": [
-                {"name": one.name, "path": paths[one.name], "runtime": one.runtime, "options": dict(one.options)}
+                {
+                    "name": one.name,
+                    "path": paths[one.name],
+                    "runtime": one.runtime,
+                    "instead": INSTEAD.get(one.runtime),
+                    "options": dict(one.options),
+                }
                 for one in subjects
             ],
             "threads": self.threads,

@@ -20,6 +20,8 @@ ARCHIVE, REQUEST = "agent.pyz", "request.json"
 MAIN = "import sys\nfrom bench import agent\nsys.exit(agent.main(sys.argv[1], 'runtimes'))\n"
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "litert": "LiteRT", "trtexec": "TensorRT"}
 """Module in ``edgeopt.runtimes`` that can travel → how people call it."""
+ALONG = {"trtexec": ("tensorrt_python", "tensorrt")}
+"""What travels with a runtime: for a board without trtexec, TensorRT's Python API."""
 TRIED = {
     "numpy": "numpy",
     "onnxruntime": "onnxruntime",
@@ -84,7 +86,7 @@ def examine(connection: Connection) -> dict[str, Any]:
     have = {
         "onnxruntime": works["onnxruntime"] and works["numpy"],
         "litert": (works["ai-edge-litert"] or works["tflite-runtime"]) and works["numpy"],
-        "trtexec": found["programs"]["trtexec"] is not None,
+        "trtexec": found["programs"]["trtexec"] is not None or (works["tensorrt"] and works["numpy"]),
     }
     machine = found["machine"]
     lacks = {RUNTIMES[name]: how_to_install(name, machine) for name, there in have.items() if not there}
@@ -97,7 +99,8 @@ def archive(runtimes: Sequence[str] | set[str]) -> bytes:
     here = resources.files("edgeopt")
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("__main__.py", MAIN)
-        for package, modules in (("bench", ("agent", "conditions")), ("runtimes", sorted(runtimes))):
+        travelling = {*runtimes, *(other for name in runtimes for other in ALONG.get(name, ()))}
+        for package, modules in (("bench", ("agent", "conditions", "examine")), ("runtimes", sorted(travelling))):
             archive.writestr(f"{package}/__init__.py", "")
             for module in modules:
                 archive.writestr(f"{package}/{module}.py", here.joinpath(package, f"{module}.py").read_bytes())
@@ -178,7 +181,7 @@ def _problem(said: Mapping[str, Any], where: str) -> EdgeoptError:
         return SetupError(
             f"{text}: the runtimes need 3.8",
             where=where,
-            hint="Install a newer one there and name it with --python; TensorRT alone needs no newer one.",
+            hint="Install a newer one there and name it with --python; trtexec alone needs no newer one.",
         )
     if problem.kind == "bug":
         return EdgeoptError(

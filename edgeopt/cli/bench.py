@@ -59,7 +59,7 @@ class Request:
 @click.option("--runs", type=click.IntRange(min=1), default=50, show_default=True, help="Per model, at least.")
 @click.option("--warm-up", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Seconds, at most.")
 @click.option("--xnnpack", type=click.Choice(["on", "off", "both"]), default="on", show_default=True, help="TFLite.")
-@click.option("--runtime", type=click.Choice(RUNTIMES), help="Only this one; tensorrt runs an .onnx with trtexec.")
+@click.option("--runtime", type=click.Choice(RUNTIMES), help="Only this one; tensorrt builds an engine of an .onnx.")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Of a prediction.  [default: all]")
 @click.option("--unit", type=click.Choice(UNITS), help="Compute unit of a prediction.  [default: all]")
 @click.option("--profile", is_flag=True, help="Also time per operator.")

@@ -97,14 +97,17 @@ def _show(profile: DeviceProfile, rests_on: tuple[Evidence, ...]) -> None:
     for item in rests_on:
         name = f"{item.runtime}/{item.compute_unit} {item.precision}" + (f" ({item.delegate})" if item.delegate else "")
         error = "" if item.held_out_error_pct is None else f", held-out error {item.held_out_error_pct:.1f} %"
-        if item.basis == "fitted":
+        if item.probes:
+            click.echo(f"    {name}: {item.probes} models measured on such a board{error} (devices held out)")
+        elif item.basis == "fitted":
             threads = f", threads {', '.join(item.threads)}" if item.threads else ""
             click.echo(f"    {name}: {item.rows} published rows{threads}{error} (families held out)")
         elif item.basis == "transferred":
             if item.rows:
                 said = f"transferred from its {item.rows} rows with other threads{error} (threads held out)"
             else:
-                said = f"no rows of its own, transferred from relatives{error} (devices held out)"
+                source = "transferred from relatives" if item.related else "nothing like it, the mean of all devices"
+                said = f"no rows of its own, {source}{error} (devices held out)"
             click.echo(f"    {name}: {said}")
         else:
             click.echo(f"    {name}: nothing measured on any device, no prediction")

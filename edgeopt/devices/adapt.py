@@ -82,26 +82,6 @@ def probed(
     return theta, weights
 
 
-def choose_probes(x: Array, mean: Array, covariance: Array, residual: Array, count: int) -> list[int]:
-    """Which models to measure first: each is the one that leaves least variance over all (greedy A-optimal design).
-
-    Args:
-        x: (models, quantities).
-        residual: (models, models), covariance of what the rates do not say.
-    """
-    slope = rates.shares(x, mean)
-    left = slope @ covariance @ slope.T + residual + 1e-4 * np.eye(len(x))
-    chosen: list[int] = []
-    for _ in range(min(count, len(x))):
-        gain = (left**2).sum(0) / np.diag(left)
-        gain[chosen] = -1.0
-        best = int(np.argmax(gain))
-        chosen.append(best)
-        left = left - np.outer(left[best], left[best]) / left[best, best]
-        left[np.diag_indices_from(left)] = np.maximum(np.diag(left), 1e-6)
-    return chosen
-
-
 def by_threads(exponent: float, wanted: int, measured: int) -> float:
     """Shift of log latency from ``measured`` threads to ``wanted``."""
     return float(exponent * np.log(wanted / measured))

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 
 from edgeopt.devices import adapt, probing, rates
+from edgeopt.devices.basis import Basis, find_basis
 from edgeopt.devices.engines import fusion_of
 from edgeopt.devices.kernels import FUSION, fuse, matrix
-from edgeopt.devices.predict import Basis, find_basis, predict_operations
+from edgeopt.devices.predict import predict_operations
 from edgeopt.devices.profile import AdaptedRates, ComputeUnit, DeviceProfile, Like, Precision, Runtime, RuntimeSupport
 from edgeopt.errors import UsageError
 from edgeopt.graph.cost import operations
@@ -35,13 +36,14 @@ class MeasuredLatency(Frozen):
 
     class Percentiles(Frozen):
         model_config = ConfigDict(frozen=True, extra="ignore")
-        p50: float
+        p50: float = Field(gt=0, allow_inf_nan=False)
 
     model: str
     runtime: Runtime
     compute_unit: ComputeUnit = "cpu"
     precision: Precision
     threads: int | None = None
+    batch: int = 1
     kind: str
     stable: bool = True
     latency_ms: Percentiles
@@ -106,7 +108,8 @@ def read_results(path: Path) -> list[MeasuredLatency]:
 def fit(device: DeviceProfile, probes: Sequence[Probe]) -> tuple[DeviceProfile, tuple[Change, ...]]:
     """The profile with rates that follow the probes, and what changed.
 
-    Each runtime, unit, precision and thread count is fitted by itself. Where the device was measured before, its prior
+    Each runtime, unit, precision and thread count is fitted by itself; several measurements of one graph count as one.
+    Where the device was measured before, its prior
     is what the profile predicts without the probes; where not, all measured devices are, by how well they agree.
 
     Raises:
@@ -125,7 +128,8 @@ def fit(device: DeviceProfile, probes: Sequence[Probe]) -> tuple[DeviceProfile, 
         basis = find_basis(device.model_copy(update={"adapted": ()}), support, precision, threads)
         found = _adapted(basis, mine)
         adapted = [a for a in adapted if (a.engine, a.threads) != (found.engine, found.threads)] + [found]
-        after = Basis(basis.group, basis.engine, np.array(found.theta), None, len(mine), basis.threads, adapted=found)
+        distinct = len(found.probes)
+        after = Basis(basis.group, basis.engine, np.array(found.theta), None, distinct, basis.threads, adapted=found)
         for probe in mine:
             listed = operations(probe.model)
             before_ms, after_ms = (
@@ -153,9 +157,12 @@ def _support(device: DeviceProfile, runtime: Runtime, unit: ComputeUnit, precisi
 def _adapted(basis: Basis, probes: Sequence[Probe]) -> AdaptedRates:
     group, own = basis.group, basis.configuration
     rules = FUSION[fusion_of(basis.engine)]
-    x = np.array([matrix(fuse(operations(probe.model), rules)).sum(0) for probe in probes])
-    y = np.log([probe.ms for probe in probes])
-    names = [probe.name for probe in probes]
+    each = np.array([matrix(fuse(operations(probe.model), rules)).sum(0) for probe in probes])
+    x, first, which = np.unique(each, axis=0, return_index=True, return_inverse=True)
+    logs = np.log([probe.ms for probe in probes])
+    # several measurements of one graph are one probe, at their geometric mean
+    y = np.array([logs[which == position].mean() for position in range(len(x))])
+    names = [probes[position].name for position in first]
     if own is None:
         return probing.adapted(group, basis.engine, x, y, names, basis.threads)
     offset = group.shared_offset(x)[0] + group.own_offset(x, own)

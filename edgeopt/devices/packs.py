@@ -23,9 +23,14 @@ from edgeopt.errors import SetupError, UsageError
 from edgeopt.types import Frozen
 
 Array = npt.NDArray[np.float64]
-Regime = Literal["random", "families", "devices_0", "devices_3", "threads"]
-"""What was held out: random models; whole families; whole devices with no probe, and with three; a device's rows with
-one number of threads."""
+Regime = Literal["random", "families", "devices_0", "devices_mean", "devices_3", "threads"]
+"""What was held out: random models; whole families; whole devices with no probe, predicted from their relatives or,
+where there are none, from the mean of all devices; whole devices with three probes; a device's rows with one number of
+threads."""
+LEVEL_UNKNOWN: tuple[Regime, ...] = ("devices_0", "devices_mean", "threads")
+"""Regimes in which a device's speed is inferred: what is not known of it has nothing to do with the model."""
+LONGEST_START_MS = 0.5
+"""Of a kernel on a CPU. Measured campaigns lie below 0.25 ms or above 0.75 ms; a scheduler's turn takes 1 to 4 ms."""
 
 
 class HeldOut(Frozen):
@@ -35,8 +40,8 @@ class HeldOut(Frozen):
     error_pct: float
     """Median absolute percentage error."""
     spread: float
-    """Multiple of a row's own scale that covers 90 % of the held-out log errors; with ``devices_0`` and ``threads``
-    that scale is 1, for what is not known of a device has nothing to do with the model."""
+    """Multiple of a row's own scale that covers 90 % of the held-out log errors; that scale is 1 in
+    ``LEVEL_UNKNOWN``."""
 
 
 class Configuration(Frozen):
@@ -50,19 +55,48 @@ class Configuration(Frozen):
     theta: tuple[float, ...]
     own: tuple[tuple[int, float, float], ...]
     """Index of a model, its weight in the configuration's own process, and what its row has beyond both, log."""
+    grows: bool = True
+    """False where larger models took less time than small ones, as runs do that end before their work is done."""
+
+    @property
+    def stands(self) -> bool:
+        """Whether it says something of its device."""
+        return self.grows and not self.waits
+
+    @property
+    def thread_count(self) -> int | None:
+        """None where it is not known; TFLite submissions that do not say run as with one, Arm NN's as with many."""
+        text = self.threads.split(" ")[0]
+        if text.isdigit():
+            return int(text)
+        return 1 if self.engine.split("/")[0] == "tflite" else None
+
+    @property
+    def waits(self) -> bool:
+        """Whether its threads wait for each other longer than a kernel's start can take: its times are the machine's
+        rest.
+
+        Such campaigns spend the same milliseconds for each kernel, small or large: more threads than free cores.
+        """
+        on_cpu = self.engine.split("/")[1] == "cpu"
+        return on_cpu and float(np.exp(self.theta[QUANTITIES.index("weighted_kernels")])) > LONGEST_START_MS
 
 
 class Widths(Frozen):
-    """How much a device may differ from the measured one that it is most like (``devices.probing``).
-
-    Shares of the group's covariance of ``rates`` and of the ``residual`` covariance, variance of ``speed`` (log
-    latency squared), and what a double measured with ``other_engine`` loses in log weight.
-    """
+    """How much a device may differ from the measured one that it is most like (``devices.probing``)."""
 
     rates: float
+    """Share of the group's covariance of log rates."""
     residual: float
+    """Share of the ``residual`` covariance."""
     speed: float
+    """Variance of log latency that all models have in common."""
+    tail: float
+    """Degrees of freedom of the Student distribution: few where a single probe may be far off."""
     other_engine: float
+    """What a double measured with another engine loses in log weight."""
+    threads: float
+    """What a double loses in log weight for each e-fold of CPU threads that it is away."""
 
 
 class Pack(Frozen):
@@ -70,7 +104,7 @@ class Pack(Frozen):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    schema_: Literal["edgeopt.rates/1"] = Field(alias="schema")
+    schema_: Literal["edgeopt.rates/2"] = Field(alias="schema")
     group: str
     quantities: tuple[str, ...]
     mean: tuple[float, ...]
@@ -88,7 +122,7 @@ class Pack(Frozen):
     """Lower triangle, by model: covariance between configurations of what rates and the shared process leave."""
     widths: Widths
     probes: tuple[str, ...]
-    """Which models to measure first on a device that is not here, the most telling one first."""
+    """Which models to measure first on a device that is not here."""
     configurations: tuple[Configuration, ...]
     held_out: dict[Regime, HeldOut]
     errors: dict[str, HeldOut] = Field(default_factory=dict)

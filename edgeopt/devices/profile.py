@@ -53,6 +53,8 @@ class Accelerator(Frozen):
     unit: Literal["gpu", "npu", "ane", "dla", "tpu"]
     name: str
     peaks: Peaks = Peaks()
+    relatives: tuple[str, ...] | None = None
+    """Instead of the profile's ``relatives``, where this unit has others than the CPU; empty: nothing is like it."""
 
 
 class RuntimeSupport(Frozen):
@@ -146,6 +148,11 @@ class DeviceProfile(Frozen):
         """Of the first cluster and, where that is one core or two, the next: what runtimes use by default."""
         counts = [int(cluster.count.value) for cluster in self.cpu]
         return sum(counts[:2]) if counts and counts[0] <= 2 else sum(counts[:1])
+
+    def kin(self, unit: ComputeUnit) -> tuple[str, ...]:
+        """Measured ids that stand in for a unit of this device, nearest first."""
+        own = (accelerator.relatives for accelerator in self.accelerators if accelerator.unit == unit)
+        return next((names for names in own if names is not None), self.relatives)
 
     def peak_gops(self, unit: ComputeUnit, precision: Precision, threads: int | None = None) -> float | None:
         """The peak of a compute unit in 10⁹ operations per second, None where the profile does not know it.

@@ -16,7 +16,7 @@ from edgeopt.bench.latency import Measurement, Plan, Subject, measure_here, runs
 from edgeopt.bench.predicted import result_of
 from edgeopt.bench.results import BenchResult, OperatorTime, Profile
 from edgeopt.devices import catalogue
-from edgeopt.devices.fit import Change, Probe, fit, read_results
+from edgeopt.devices.fit import Change, MeasuredLatency, Probe, fit, read_results
 from edgeopt.devices.predict import predict
 from edgeopt.devices.profile import ComputeUnit, DeviceProfile, Precision
 from edgeopt.errors import EdgeoptError, ModelError, UsageError
@@ -294,6 +294,7 @@ def fit_profile(job: FitJob) -> tuple[DeviceProfile, tuple[Change, ...]]:
         source = _source_of(Path(one.model), job.sources)
         if source not in graphs:
             graphs[source] = graph_of(source, job.inputs, trust=job.trust)
+        _same_batch(one, graphs[source])
         probes.append(
             Probe(
                 name=one.model,
@@ -306,6 +307,16 @@ def fit_profile(job: FitJob) -> tuple[DeviceProfile, tuple[Change, ...]]:
             )
         )
     return fit(job.device, probes)
+
+
+def _same_batch(one: MeasuredLatency, graph: QuantizedGraph) -> None:
+    sizes = [value.shape[0] for value in graph.model.graph.inputs if value.shape is not None and len(value.shape)]
+    if sizes and sizes[0] != one.batch:
+        raise UsageError(
+            f"was measured with batch {one.batch}, and its graph has {sizes[0]}",
+            where=one.model,
+            hint=f"Bind it with --input NAME={one.batch},…, or measure with --batch {sizes[0]}.",
+        )
 
 
 def _source_of(measured: Path, sources: Mapping[str, Path]) -> Path:

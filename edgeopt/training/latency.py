@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from edgeopt.devices import catalogue
-from edgeopt.devices.predict import Basis, find_basis, predict, predict_operations
+from edgeopt.devices.basis import Basis, find_basis
+from edgeopt.devices.predict import predict, predict_operations
 from edgeopt.devices.prediction import Prediction
 from edgeopt.devices.profile import DeviceProfile, RuntimeSupport
 from edgeopt.errors import ModelError

@@ -58,6 +58,7 @@ class StandIn(ModuleType):
 
         ILogger.Severity = Severity
         self.ILogger = ILogger
+        self.IProfiler = type("IProfiler", (), {"__init__": lambda one: None})
         self.IInt8EntropyCalibrator2 = type("IInt8EntropyCalibrator2", (), {"__init__": lambda one: None})
         # what a version does not have raises AttributeError, as there
         if major < 10:
@@ -97,7 +98,7 @@ class StandIn(ModuleType):
         )
 
     def OnnxParser(self, network: Any, logger: Any) -> Any:
-        def parse(data: bytes) -> bool:
+        def parse(data: bytes, path: str | None = None) -> bool:
             self.calls.append(("parse", len(data)))
             network.model = data
             return self._fails != "parse"
@@ -166,6 +167,7 @@ class Context:
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._addresses = engine, {}
+        self.profiler = None
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self._addresses[name] = address
@@ -179,6 +181,9 @@ class Context:
         session = self._engine.session
         for name, made in session.run({name: self._array(name) for name in session.inputs}).items():
             ctypes.memmove(self._addresses[name], np.ascontiguousarray(made).ctypes.data, made.nbytes)
+        if self.profiler is not None:  # made up: nothing was timed
+            for name, ms in (("stem + relu6", 0.25), ("logits", 0.5)):
+                self.profiler.report_layer_time(name, ms)
         return True
 
 

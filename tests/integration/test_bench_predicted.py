@@ -236,6 +236,7 @@ def test_a_profile_is_adapted_to_ones_own_board(model, measured, tmp_path, monke
     [
         ({"stable": False}, [], 2, "no result is stable"),
         ({"runtime": "qnn"}, [], 2, "has no qnn"),
+        ({"batch": 8}, [], 2, "was measured with batch 8, and its graph has 1"),
         ({}, ["--on", "ssh://x"], 2, "results that were measured before"),
         ({}, ["--source", "x"], 2, "is not FILE=MODEL"),
     ],

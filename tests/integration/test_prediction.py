@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -12,10 +12,11 @@ import pytest
 
 from edgeopt.cli import run
 from edgeopt.devices import catalogue, packs
+from edgeopt.devices.basis import find_basis
 from edgeopt.devices.evidence import evidence
 from edgeopt.devices.fit import Probe, fit, read_results, save
 from edgeopt.devices.kernels import QUANTITIES
-from edgeopt.devices.predict import find_basis, predict
+from edgeopt.devices.predict import predict
 from edgeopt.errors import DeviceUnreachable, SetupError, UsageError
 from edgeopt.graph.cost import operations
 from tests.unit.test_cost import canonical
@@ -193,6 +194,17 @@ def test_a_device_without_rows_follows_those_it_is_like(net: ir.Model, larger: i
     assert after.high_ms / after.low_ms < before.high_ms / before.low_ms
 
 
+def test_several_measurements_of_one_model_are_one_probe(net: ir.Model) -> None:
+    device = catalogue.find("raspberry-pi-5").profile
+    times = [Probe(str(i), net, "tflite", "cpu", "int8", 4, ms) for i, ms in enumerate((4.0, 9.0, 6.0))]
+    adapted, changes = fit(device, times)
+    once, _ = fit(device, [Probe("0", net, "tflite", "cpu", "int8", 4, 6.0)])
+    np.testing.assert_allclose(adapted.adapted[0].theta, once.adapted[0].theta)
+    assert adapted.adapted[0].probes == ("0",) and len(changes) == 3
+    (one,) = (e for e in evidence(adapted) if (e.runtime, e.precision, e.delegate) == ("tflite", "int8", None))
+    assert (one.basis, one.probes) == ("fitted", 1)
+
+
 def test_a_disturbed_campaign_does_not_stand_for_its_device(net: ir.Model) -> None:
     """The published TFLite rows of a Pi 3B spend milliseconds per kernel, whatever its size."""
     device = catalogue.find("raspberry-pi-3b").profile
@@ -234,6 +246,7 @@ def test_results_are_read(tmp_path: Path) -> None:
         ({"result": {"kind": "predicted"}}, "nothing measured|no measured result"),
         ({"result": {"precision": "int4"}}, "precision"),
         ({"result": {"latency_ms": {}}}, "p50"),
+        ({"result": {"latency_ms": {"p50": 0}}}, "p50"),
     ],
 )
 def test_results_of_another_kind_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -243,7 +256,7 @@ def test_results_of_another_kind_are_refused(tmp_path: Path, changes: dict[str, 
 
 def test_a_pack_of_another_version_is_refused(tmp_path: Path) -> None:
     text = next((catalogue.folder() / "packs").glob("*.json")).read_text()
-    (tmp_path / "a.json").write_text(text.replace("edgeopt.rates/1", "edgeopt.rates/9"))
+    (tmp_path / "a.json").write_text(text.replace("edgeopt.rates/2", "edgeopt.rates/9"))
     with pytest.raises(SetupError, match="another version"):
         packs.read(tmp_path / "a.json")
     (tmp_path / "b.json").write_text(text.replace(QUANTITIES[0], "other"))
@@ -257,7 +270,7 @@ def test_packs_carry_their_rows_and_errors() -> None:
     found = packs.groups()
     assert sum(c.rows for group in found.values() for c in group.pack.configurations) == rows
     for group in found.values():
-        assert set(group.pack.held_out) == {"random", "families", "devices_0", "devices_3", "threads"}
+        assert set(group.pack.held_out) == set(get_args(packs.Regime))
 
 
 def test_what_a_profile_rests_on() -> None:
@@ -272,6 +285,31 @@ def test_a_devices_own_rows_come_before_its_relatives() -> None:
     support = next(s for s in profile.runtimes if s.runtime == "qnn")
     basis = find_basis(profile, support, "fp16")
     assert basis.configuration is not None and basis.configuration.device == "qcs8550_proxy"
+
+
+def test_a_gpu_that_nothing_is_like_has_the_interval_of_the_mean_of_all() -> None:
+    profile = catalogue.find("raspberry-pi-5").profile
+    support = next(s for s in profile.runtimes if s.unit == "gpu")
+    unmeasured = profile.model_copy(update={"measured_as": ()})
+    basis = find_basis(unmeasured, support, "fp16")
+    assert (basis.regime, basis.related) == ("devices_mean", False)
+    assert any("no relative" in text for text in basis.warnings)
+    cpu = next(s for s in profile.runtimes if s.unit == "cpu" and s.runtime == "ncnn")
+    assert find_basis(unmeasured, cpu, "fp16").regime == "devices_0"  # its CPU has relatives
+    held = basis.group.pack.held_out
+    assert held["devices_mean"].spread > held["devices_0"].spread
+
+
+def test_a_campaign_in_which_larger_models_are_faster_stands_for_no_device() -> None:
+    group = packs.groups()["gpu/mobile"]
+    odd = [c for c in group.pack.configurations if not c.grows]
+    assert odd and not any(c.stands for c in odd)
+    profile = catalogue.find("rk3588").profile
+    support = next(s for s in profile.runtimes if s.unit == "gpu")
+    only = profile.model_copy(update={"measured_as": tuple(c.device for c in odd)})
+    basis = find_basis(only, support, "fp16")
+    assert basis.configuration is None
+    assert any("larger models took less time" in text for text in basis.warnings)
 
 
 def test_the_command_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:

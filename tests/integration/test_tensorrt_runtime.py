@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.errors import TargetError
+from edgeopt.bench.latency import Plan, Subject, measure_here
+from edgeopt.errors import ModelError, SetupError, TargetError
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.runtimes import tensorrt as runtime
+from edgeopt.runtimes import trtexec
 from edgeopt.targets.tensorrt.target import TensorrtTarget
+from tests import tiny
 from tests.integration.tensorrt_stand_in import StandIn, StandInCuda
 from tests.integration.test_tensorrt_target import quantized
 
@@ -159,3 +162,59 @@ def test_it_is_written_in_the_python_of_the_oldest_jetpack():
 
 def test_layers_without_details_are_no_claim():
     assert runtime.count_layers(json.dumps({"Layers": ["stem", "head"]})).int8 == {}
+
+
+class TestBenchWithoutTrtexec:
+    """`edgeopt bench` on a board that has TensorRT's Python package and no trtexec. Times are those of the stand-in."""
+
+    @pytest.fixture
+    def board(self, stand_in, monkeypatch):
+        monkeypatch.setenv("PATH", "/nowhere")
+        monkeypatch.setattr(trtexec, "JETPACK", "/nowhere")
+        return stand_in
+
+    @pytest.fixture
+    def subjects(self, tmp_path):
+        tiny.save_model(tmp_path / "model.onnx")
+        return (Subject("m", tmp_path / "model.onnx", "trtexec", unit="gpu"),)
+
+    def test_the_engine_is_built_once_and_its_profile_is_read(self, board, subjects, tmp_path):
+        module = board("10.3.0")
+        plan = Plan(seconds=0.01, runs=10, warm_up_s=0.05, profile=True)
+        (result,) = measure_here(subjects, plan, tell=lambda text: None).results
+        assert [name for name, _ in module.calls if name in ("parse", "build")] == ["parse", "build"]
+        assert module.said("network") == [2]
+        assert (result.runtime, result.compute_unit, result.verified) == ("tensorrt", "gpu", False)
+        assert result.conditions.runtime == "TensorRT 10.3.0, Python API"
+        assert (result.memory_mb, result.conditions.delegate) == (None, "TensorRT")
+        assert result.conditions.runs >= 10
+        layers = {one.name: (one.ms, round(one.share, 3)) for one in result.profile.operators}
+        assert layers == {"logits": (0.5, 0.667), "stem + relu6": (0.25, 0.333)}
+        assert result.profile.operators[0].name == "logits"
+        assert not StandInCuda.held
+
+    def test_what_tensorrt_refuses_is_said_in_its_words(self, board, subjects):
+        board("10.3.0", fails="parse")
+        with pytest.raises(ModelError, match="node 'cat': unsupported operator"):
+            measure_here(subjects, Plan(seconds=0.01, runs=10), tell=lambda text: None)
+        board("10.3.0", fails="build")
+        with pytest.raises(ModelError, match="could not find any implementation for node stem"):
+            measure_here(subjects, Plan(seconds=0.01, runs=10), tell=lambda text: None)
+
+    def test_another_batch_than_the_file_has(self, board, subjects):
+        board("10.3.0")
+        with pytest.raises(ModelError, match="an engine has the shapes of its file"):
+            measure_here(subjects, Plan(seconds=0.01, runs=10, batch=4), tell=lambda text: None)
+        assert not StandInCuda.held
+
+    def test_neither_is_there(self, board, subjects, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tensorrt", None)
+        with pytest.raises(SetupError, match=r"no trtexec on the path.*tensorrt") as caught:
+            measure_here(subjects, Plan(), tell=lambda text: None)
+        assert "--on" in str(caught.value.hint)
+
+    def test_there_is_no_gpu(self, board, subjects, monkeypatch):
+        board("10.3.0")
+        monkeypatch.setattr(StandInCuda, "devices", lambda self: 0)
+        with pytest.raises(SetupError, match=r"TensorRT 10\.3\.0 is here, and no GPU"):
+            measure_here(subjects, Plan(), tell=lambda text: None)

@@ -18,7 +18,8 @@ from edgeopt.errors import ModelError
 from tests import tiny
 from tests.conftest import ROOT
 
-TRAVELS = ("bench/agent.py", "bench/conditions.py", "bench/receiver.py", "runtimes/trtexec.py")
+TRAVELS = ("bench/agent.py", "bench/conditions.py", "bench/examine.py", "bench/receiver.py", "runtimes/trtexec.py")
+YOUNGER = ("runtimes/onnxruntime.py", "runtimes/litert.py", "runtimes/tensorrt.py", "runtimes/tensorrt_python.py")
 
 
 @pytest.mark.parametrize("name", TRAVELS)
@@ -30,12 +31,12 @@ def test_python_3_6_reads_it(name):
     assert not future  # annotations came with 3.7
 
 
-@pytest.mark.parametrize("name", ["runtimes/onnxruntime.py", "runtimes/litert.py"])
+@pytest.mark.parametrize("name", YOUNGER)
 def test_python_3_8_reads_runtimes(name):
     ast.parse((ROOT / "edgeopt" / name).read_text(), feature_version=(3, 8))
 
 
-@pytest.mark.parametrize("name", [*TRAVELS, "runtimes/onnxruntime.py", "runtimes/litert.py"])
+@pytest.mark.parametrize("name", [*TRAVELS, *YOUNGER])
 def test_nothing_of_edgeopt_is_imported(name):
     for node in ast.walk(ast.parse((ROOT / "edgeopt" / name).read_text())):
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -46,7 +47,8 @@ def test_nothing_of_edgeopt_is_imported(name):
 def test_the_archive_holds_the_agent_and_its_runtime_only():
     with zipfile.ZipFile(io.BytesIO(remote.archive({"onnxruntime"}))) as archive:
         names = {name for name in archive.namelist() if not name.endswith("__init__.py")}
-        assert names == {"__main__.py", "bench/agent.py", "bench/conditions.py", "runtimes/onnxruntime.py"}
+        ours = {"bench/agent.py", "bench/conditions.py", "bench/examine.py"}
+        assert names == {"__main__.py", *ours, "runtimes/onnxruntime.py"}
         assert archive.read("bench/agent.py") == Path(agent.__file__).read_bytes()
 
 
@@ -104,6 +106,25 @@ def test_a_runtime_that_is_not_in_the_archive_is_missing(tmp_path):
     tiny.save_model(tmp_path / "model.onnx")
     found = answer(tmp_path, request_for("model.onnx"), {"litert"})
     assert (found["kind"], found["detail"]) == ("missing_runtime", "onnxruntime")
+
+
+def test_without_trtexec_the_archive_turns_to_tensorrts_python_api(tmp_path, monkeypatch):
+    """A stand-in for the package; there is no GPU behind it, and that is what is said."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    tiny.save_model(tmp_path / "model.onnx")
+    (tmp_path / "tensorrt.py").write_text('__version__ = "10.3.0"')
+    plan = Plan(seconds=0.01, runs=10)
+    request = plan.request((Subject("m", Path("model.onnx"), "trtexec", unit="gpu"),), {"m": "model.onnx"})
+    found = answer(tmp_path, request, {"trtexec"})
+    assert (found["kind"], found["detail"]) == ("broken_runtime", "trtexec")
+    first, _, second = found["text"].partition("; ")
+    assert "no trtexec" in first
+    assert "no GPU" in second or "the CUDA runtime is not here" in second
+    (tmp_path / "tensorrt.py").unlink()
+    found = answer(tmp_path, request, {"trtexec"})
+    assert found["kind"] == "missing_runtime"
+    assert "No module named 'tensorrt'" in found["text"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from edgeopt.devices import adapt, probing, rates
 from edgeopt.devices.kernels import QUANTITIES
 from edgeopt.devices.packs import Configuration, Widths
-from edgeopt.devices.predict import waits
 
 COUNT = len(QUANTITIES)
 
@@ -63,25 +62,42 @@ def test_unknown_speed_changes_nothing() -> None:
     np.testing.assert_array_equal(adapt.by_proportion(theta, unknown, adapt.Speed(5, 5), host=True), theta)
 
 
-def test_probes_are_chosen_where_models_differ() -> None:
-    """Of two equal models and one other, two probes are one of the equal ones and the other."""
-    x = np.vstack([quantities(1, 1), quantities(1, 1), quantities(2, 1)])
-    chosen = adapt.choose_probes(x, np.zeros(COUNT), np.eye(COUNT), 1e-3 * np.eye(3), 2)
-    assert 2 in chosen and len(set(chosen)) == 2
-
-
 def test_probes_find_the_device_that_they_are_like() -> None:
     doubles = np.array([[0.0, 0.0, 0.0], [0.5, 1.0, 0.2], [1.0, 0.1, 2.0]])
     covariance = 0.01 * np.eye(3)
-    weights, pull = probing.weigh(doubles, doubles[1] + 0.05, covariance, np.zeros(3))
-    assert weights[1] > 0.999 and weights.sum() == pytest.approx(1)
-    np.testing.assert_allclose(covariance @ pull, np.full(3, 0.05), rtol=1e-3)  # what the double does not say
+    weights, pull = probing.weigh(doubles, doubles[1] + 0.05, covariance, np.zeros(3), 5.0)
+    assert weights[1] > 0.99 and weights.sum() == pytest.approx(1)
+    # what the doubles do not say
+    np.testing.assert_allclose(covariance @ pull + weights @ doubles, doubles[1] + 0.05, rtol=1e-9)
+
+
+def test_one_odd_probe_does_not_decide_alone() -> None:
+    """Three probes of four agree with the first double to 1 %, one ran into something else: e times as long."""
+    doubles = np.array([[0.0, 0.0, 0.0, 0.0], [0.4, 0.4, 0.4, 0.6]])
+    y = np.array([0.01, -0.01, 0.0, 1.0])
+    share = {
+        tail: probing.weigh(doubles, y, 0.02 * np.eye(4), np.zeros(2), tail)[0][0] for tail in (1.0, 1e6)
+    }  # a normal distribution is as good as sure of the second
+    assert share[1.0] > 100 * share[1e6]
+
+
+WIDTHS = Widths(rates=0.1, residual=0.1, speed=0.1, tail=5.0, other_engine=1.0, threads=1.5)
+
+
+def known(device: str, engine: str = "ncnn/cpu/fp32", threads: str = "4") -> Configuration:
+    return Configuration(device=device, engine=engine, threads=threads, campaign="c", rows=1, theta=(), own=())
 
 
 def test_devices_count_alike_before_anything_is_measured() -> None:
-    widths = Widths(rates=0.1, residual=0.1, speed=0.1, other_engine=1.0)
-    found = np.exp(probing.prior(["a", "a", "b", "c"], ["x", "x", "x", "y"], "x", widths))
+    listed = [known("a"), known("a"), known("b"), known("c", "ncnn/cpu/int8")]
+    found = np.exp(probing.prior(listed, "ncnn/cpu/fp32", None, WIDTHS))
     np.testing.assert_allclose(found, [0.5, 0.5, 1, np.exp(-1)])
+
+
+def test_doubles_with_as_many_threads_come_first() -> None:
+    listed = [known("a"), known("b", threads="1"), known("c", threads="")]
+    found = probing.prior(listed, "ncnn/cpu/fp32", 4, WIDTHS)
+    np.testing.assert_allclose(found, [0, -1.5 * np.log(4), -1.5 * probing.UNKNOWN_AWAY])
 
 
 @pytest.mark.parametrize(("engine", "start_ms", "expected"), [
@@ -90,7 +106,7 @@ def test_devices_count_alike_before_anything_is_measured() -> None:
 def test_threads_that_wait_for_each_other_are_told(engine: str, start_ms: float, expected: bool) -> None:
     theta = (float(np.log(start_ms)), *[0.0] * (COUNT - 1))
     one = Configuration(device="d", engine=engine, threads="4", campaign="c", rows=9, theta=theta, own=())
-    assert waits(one) is expected
+    assert one.waits is expected
 
 
 def test_nearest_thread_count_is_by_ratio() -> None:
