@@ -321,7 +321,7 @@ def bias_integers(bias: Any, step: Any) -> Any:
 
 
 def _as_kernels_like(value: Any) -> Any:
-    """Images with channels last on a CPU, whose convolutions then need not turn them to and fro; values are the same."""
+    """Images with channels last on a CPU, whose convolutions then need not turn them to and fro; the same values."""
     import torch
 
     if value.ndim != 4 or value.device.type != "cpu":
