@@ -11,7 +11,7 @@ Five commands, of which `train` and `qat` want a GPU (a CPU does, slowly) and ne
 Where no GPU is to be had, `more` goes on from a trained.pt on a CPU, with as many images and epochs as its time
 allows, arm after arm, each kept as soon as it is done; it stands between `quantize --only distilled` and `quantize`:
 
-    python -m benchmarks.train_cifar10 more FOLDER --limit 10000 --epochs 2 --student-epochs 5
+    python -m benchmarks.train_cifar10 more FOLDER --epochs 2 --only distilled-qat
 
 On a machine lent for minutes: copy `edgeopt/`, `benchmarks/` and FOLDER there, with start.pt, arms.json and
 train_50000_jpg.zip in it (for `qat` arms.json, trained.pt, program-*.npz and the images), run from the folder that
@@ -332,6 +332,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40, help="total of every arm (prepare); what is added (more)")
     parser.add_argument("--student-epochs", type=int, default=5, help="of the half-width student (more)")
     parser.add_argument("--limit", type=int, help="training images (train, qat, more)")
+    parser.add_argument("--table", default="train_cifar10", help="name of the README's table (measure)")
     parser.add_argument("--write", action="store_true", help="put the table into README.md (measure)")
     parser.add_argument("--only", default="", help="arms, with commas between (quantize, more, measure)")
     parser.add_argument("--at-once", type=int, default=5, help="arms side by side (train, qat)")
@@ -356,7 +357,7 @@ def main() -> None:
             elif arguments.do == "quantize":
                 artifacts.quantize(folder, only)
             else:
-                artifacts.measure(folder, only, write=arguments.write)
+                artifacts.measure(folder, only, table=arguments.table, write=arguments.write)
         except place.CannotRunError as error:
             print(error, file=sys.stderr)
             sys.exit(place.SKIPPED)

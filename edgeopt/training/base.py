@@ -220,8 +220,8 @@ def train(
     _warn_of_empty_classes(objective, data, text)
     part, held = hold_back(data, settings.held_back, seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    faster = device == "cpu" and rank_and_world()[1] == 1
-    with channels_last([model] if teacher is None else [model, teacher], example) if faster else nullcontext():
+    alone = device == "cpu" and rank_and_world()[1] == 1  # processes exchange tensors that lie as one expects
+    with channels_last([model] if teacher is None else [model, teacher], example) if alone else nullcontext():
         return engine.fit(
             model,
             objective,

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from edgeopt.errors import UnsupportedOperator
 from edgeopt.training.graph_operators import mixes_samples, operator
+from edgeopt.training.layout import laid_out
 from edgeopt.training.program import Op, Program
 from edgeopt.training.trainee import LARGEST, Feed
 
@@ -207,7 +208,7 @@ class GraphModule:
 
     def _run(self, feed: Feed) -> Feed:
         samples = len(next(iter(feed.values())))
-        values: dict[str, Any] = {**self._constants, **{name: _as_kernels_like(value) for name, value in feed.items()}}
+        values: dict[str, Any] = {**self._constants, **{name: laid_out(value) for name, value in feed.items()}}
         for op in self._program.ops:
             given = [values.get(name) for name in op.inputs]
             for index in op.through:
@@ -318,15 +319,6 @@ def _whole(steps: Any, low: int, high: int) -> Any:
 def bias_integers(bias: Any, step: Any) -> Any:
     """float64 tensor of whole numbers."""
     return (bias.double() / step.double()).round().clamp(-LARGEST_BIAS, LARGEST_BIAS)
-
-
-def _as_kernels_like(value: Any) -> Any:
-    """Images with channels last on a CPU, whose convolutions then need not turn them to and fro; the same values."""
-    import torch
-
-    if value.ndim != 4 or value.device.type != "cpu":
-        return value
-    return value.contiguous(memory_format=torch.channels_last)
 
 
 def _along(scale: Any, axis: int | None, rank: int) -> Any:

@@ -17,6 +17,21 @@ TOLERANCE = 1e-3
 """Of the largest output: sums in another order stay below it, a forward that reads memory as it lies does not."""
 
 
+def laid_out(value: Any) -> Any:
+    """A batch of images as the kernels of its device want it; anything else as it is. The values are the same."""
+    import torch
+
+    if value.ndim != 4 or not _has_kernels(value.device.type):
+        return value
+    return value.contiguous(memory_format=torch.channels_last)
+
+
+def _has_kernels(device: str) -> bool:
+    import torch
+
+    return device == "cpu" and bool(torch.backends.mkldnn.is_available())
+
+
 @contextmanager
 def channels_last(models: list[Trainee], example: Feed) -> Iterator[None]:
     """Modules with channels last as long as the ``with`` lasts, each if it can be trained so.
@@ -42,7 +57,7 @@ def _bears(model: ModuleTrainee, example: Feed) -> bool:
     import torch
 
     layers = [inner for inner in model.module.modules() if isinstance(inner, torch.nn.Conv2d)]
-    if not (layers and torch.backends.mkldnn.is_available()):
+    if not (layers and _has_kernels(next(model.module.parameters()).device.type)):
         return False
     feed = {name: torch.cat([value, value]) if value.ndim == 4 else value for name, value in example.items()}
     drawn = torch.random.get_rng_state()

@@ -15,6 +15,7 @@ from typing import Any
 
 from edgeopt.frontends import torch_structure
 from edgeopt.frontends.torch_loading import Loaded
+from edgeopt.passes.quantize.lattice import FACTOR, LEVELS, OFFSET
 from edgeopt.training.graph_module import GraphModule
 from edgeopt.training.program import Op, Program
 from edgeopt.training.trainee import Feed
@@ -86,7 +87,7 @@ def write_back(loaded: Loaded, program: Program, feeds: Sequence[Feed]) -> float
     paired = {layer: norm for layer, norm in norms.items() if norm not in layers}
     for layer, name in layers.items():
         op = weighted[name]
-        weight, bias = (torch.from_numpy(program.constants[of].copy()).double() for of in op.inputs[1:3])
+        weight, bias = _weights(program, op)
         found = loaded.module.get_submodule(layer)
         if _is_norm(found):
             _set_norm(layer, found, weight.flatten(), bias)
@@ -105,6 +106,20 @@ def write_back(loaded: Loaded, program: Program, feeds: Sequence[Feed]) -> float
         return apart
     where = _where_apart(loaded, layers, paired, {name: values[0] for name, values in made.items()}, feeds[0])
     raise NotMapped(f"the module differs from the graph {where} (by {apart:.1e} of the largest output)")
+
+
+def _weights(program: Program, op: Op) -> tuple[Any, Any]:
+    """Weight and bias, float64, for the model's own input, where the quantizer had moved its normalisation forward."""
+    import torch
+
+    data, *own = op.inputs
+    weight, bias = (torch.from_numpy(program.constants[of].copy()).double() for of in own[:2])
+    source = data.removesuffix(LEVELS)
+    if data != source and source in program.inputs:
+        factor, offset = (torch.from_numpy(program.constants[source + of].copy()).double() for of in (FACTOR, OFFSET))
+        bias = bias + (weight * offset).sum((1, 2, 3))
+        weight = weight * factor
+    return weight, bias
 
 
 def _run(

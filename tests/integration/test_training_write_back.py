@@ -111,7 +111,9 @@ class Net:
             "inputs": {"x": [1, 3, 8, 8]},
         }  # fmt: skip
         rng = np.random.default_rng(0)
-        self.images = rng.normal(0, 1, (32, 3, 8, 8)).astype(np.float32)
+        pixels = rng.integers(0, 256, (32, 3, 8, 8)) / 255  # whose normalisation the quantizer moves into the graph
+        mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in ((0.45, 0.5, 0.4), (0.2, 0.25, 0.22)))
+        self.images = ((pixels - mean) / std).astype(np.float32)
         self.labels = rng.integers(0, 4, 32)
 
     def data(self) -> ArraySet:
@@ -132,7 +134,9 @@ class Net:
         )
         graph = QuantizedGraph(exported(Loaded(self.request)))
         if quantize:
-            whole = Quantize(ranges="minmax", equalize="all", rounding="nearest", bias_correction=True)
+            whole = Quantize(
+                ranges="minmax", equalize="all", rounding="nearest", bias_correction=True, input_lattice=True
+            )
             graph = whole.run(graph, context)
         else:
             graph = minmax_table(graph.model, context.calibration, constraints=context.constraints)
@@ -160,6 +164,7 @@ def whole(tmp_path_factory) -> tuple[Net, QuantizedGraph]:
 
 def test_the_module_computes_what_the_trained_graph_does(whole):
     net, graph = whole
+    assert "x__levels" in graph.quantization.activations
     assert graph.record[-1].kept, graph.record[-1].why
     before, module = net.factory(), net.factory()
     assert not net.agrees(before, graph)
