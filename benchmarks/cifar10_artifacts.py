@@ -23,6 +23,8 @@ BRINGS = (
     ("Distillation brings", "distilled, int8 onnx", "plain, int8 onnx"),
     ("Quantization-aware training brings", "distilled-qat, int8 onnx", "distilled, int8 onnx"),
     ("Against Torch-Pruning's usual way and post-training INT8", OURS, "torch-pruning, int8 onnx"),
+    ("A teacher brings quantization-aware training", OURS, "distilled-qat-plain, int8 onnx"),
+    ("Quantization-aware training brings the plainly fine-tuned", "plain-qat, int8 onnx", "plain, int8 onnx"),
     ("A teacher brings the half-width student", "half, float ONNX", "half-alone, float ONNX"),
     ("Labels bring it besides", "half, float ONNX", "half-unlabelled, float ONNX"),
     ("2:4 sparsity brings", "2-4, float ONNX", "float-longer, float ONNX"),
@@ -180,8 +182,8 @@ def _recipes(folder: Path) -> dict[str, Path]:
     return recipes
 
 
-def measure(folder: Path, only: tuple[str, ...] = (), *, write: bool) -> None:
-    """Accuracy, size and latency of every file (of the arms in ``only``), into results.json and a table."""
+def measure(folder: Path, only: tuple[str, ...] = (), *, table: str, write: bool) -> None:
+    """Accuracy, size and latency of every file (of the arms in ``only``), into results.json and the README's table."""
     test, labels = cifar10(place.data() / "cifar10", False)
     files = _float_files(folder, only) | _quantized_files(folder, only)
     plan = json.loads((folder / "arms.json").read_text())
@@ -202,11 +204,10 @@ def measure(folder: Path, only: tuple[str, ...] = (), *, write: bool) -> None:
         results[name]["latency_ms"] = float(np.median(ms))
     text = {"machine": tables.processor(), "results": results, "curves": curves, "notes": plan["notes"]}
     (folder / "results.json").write_text(json.dumps(text, indent=1))
-    name = "train_cifar10_more" if only else "train_cifar10"  # what `more` added stands beside the whole run
-    tables.publish(name, _markdown(results, curves, plan), text, write=write)
+    tables.publish(table, _markdown(results, curves, plan, only), text, write=write)
 
 
-def _markdown(results: dict[str, Any], curves: dict[str, Any], plan: dict[str, Any]) -> str:
+def _markdown(results: dict[str, Any], curves: dict[str, Any], plan: dict[str, Any], only: tuple[str, ...] = ()) -> str:
     from edgeopt.report.training import curve
 
     base = results[_yardstick(results)]
@@ -233,12 +234,14 @@ def _markdown(results: dict[str, Any], curves: dict[str, Any], plan: dict[str, A
             f"{one['epochs'][0]['loss']:.3f} → {one['epochs'][-1]['loss']:.3f}",
         ]
         for name, one in curves.items()
+        if not only or name.replace(":", "-") in only
     ]
+    command = "python -m benchmarks.train_cifar10 measure FOLDER"
     pruned = plan["notes"]["pruned"]
     share = pruned["after"]["macs"] / pruned["before"]["macs"]
     lines = [
         tables.conditions(
-            "python -m benchmarks.train_cifar10 measure FOLDER", ("onnxruntime", "ai-edge-litert", "torch")
+            f"{command} --only {','.join(only)}" if only else command, ("onnxruntime", "ai-edge-litert", "torch")
         ),
         f"{base['images']} test images; pruned: {share:.1%} of the multiply–accumulates left.",
         tables.table(["file", "top-1", "points", "kB", "× float", "ms", "× float"], rows),

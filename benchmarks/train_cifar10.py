@@ -11,7 +11,7 @@ Five commands, of which `train` and `qat` want a GPU (a CPU does, slowly) and ne
 Where no GPU is to be had, `more` goes on from a trained.pt on a CPU, with as many images and epochs as its time
 allows, arm after arm, each kept as soon as it is done; it stands between `quantize --only distilled` and `quantize`:
 
-    python -m benchmarks.train_cifar10 more FOLDER --limit 10000 --epochs 2 --student-epochs 5
+    python -m benchmarks.train_cifar10 more FOLDER --epochs 2 --only distilled-qat
 
 On a machine lent for minutes: copy `edgeopt/`, `benchmarks/` and FOLDER there, with start.pt, arms.json and
 train_50000_jpg.zip in it (for `qat` arms.json, trained.pt, program-*.npz and the images), run from the folder that
@@ -111,6 +111,7 @@ def more_arms(epochs: int, student_epochs: int) -> dict[str, dict[str, Any]]:
         "half-unlabelled": {"start": "half", "teacher": "float", "settings": {**student, **alone}},
         "2:4": {"start": "float", "sparse": True, "settings": gentle},
         "distilled-qat-plain": {"program": "distilled", "settings": gentle},
+        "plain-qat": {"program": "plain", "settings": gentle},
         "distilled-longer": {"start": "distilled", "teacher": "float", "settings": {**gentle, **taught}},
     }
 
@@ -159,6 +160,7 @@ def _fit(job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from benchmarks.resnet20 import like
+    from edgeopt import digest
     from edgeopt.training import engine
     from edgeopt.training.data import ArraySet
     from edgeopt.training.graph_module import GraphModule
@@ -191,9 +193,11 @@ def _fit(job: dict[str, Any]) -> dict[str, Any]:
         for model in (trainee, teacher):
             if isinstance(model, ModuleTrainee):
                 model.module.to(memory_format=torch.channels_last)  # a third faster, with so few channels
+    identity = digest.of_json([job["settings"], *(job.get(of) for of in ("start", "program", "teacher", "images"))])
     history = engine.fit(
         trainee, objective, data, None, settings,
-        folder=None, seed=SEED, identity="", text=job["name"], device=device,
+        folder=Path(job["running"]) if "running" in job else None,
+        seed=SEED, identity=identity, text=job["name"], device=device,
     )  # fmt: skip
     state = {name: value.detach().cpu().clone() for name, value in trainee.state().items()}
     state |= {f"masks/{name}": mask.cpu() for name, mask in getattr(trainee, "masks", {}).items()}
@@ -273,7 +277,7 @@ def qat(folder: Path, out: Path, limit: int | None, at_once: int) -> None:
 
 
 def more(folder: Path, limit: int | None, arms: dict[str, dict[str, Any]]) -> None:
-    """One arm after the other, in this process; an arm that is done is not done again."""
+    """One arm after the other, in this process; an arm that is done is not done again, one that was begun goes on."""
     import torch
 
     from benchmarks.cifar10_artifacts import sparse
@@ -305,7 +309,9 @@ def more(folder: Path, limit: int | None, arms: dict[str, dict[str, Any]]) -> No
                 "program": str(folder / f"program-{arm['program']}.npz") if "program" in arm else None,
                 "teacher": str(parts / f"from-{arm['teacher']}.pt") if "teacher" in arm else None,
                 "out": str(out),
+                "running": str(parts / f"running-{out.stem}"),
             }
+            Path(job["running"]).mkdir(exist_ok=True)
             curve.write_text(json.dumps(_fit(job)))
         stage, stored, curves = (
             ("qat", "qat.pt", "qat.json") if "program" in arm else ("train", "trained.pt", "train.json")
@@ -326,8 +332,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40, help="total of every arm (prepare); what is added (more)")
     parser.add_argument("--student-epochs", type=int, default=5, help="of the half-width student (more)")
     parser.add_argument("--limit", type=int, help="training images (train, qat, more)")
+    parser.add_argument("--table", default="train_cifar10", help="name of the README's table (measure)")
     parser.add_argument("--write", action="store_true", help="put the table into README.md (measure)")
-    parser.add_argument("--only", default="", help="arms, with commas between (quantize, measure)")
+    parser.add_argument("--only", default="", help="arms, with commas between (quantize, more, measure)")
     parser.add_argument("--at-once", type=int, default=5, help="arms side by side (train, qat)")
     arguments = parser.parse_args()
     folder, out = arguments.folder.resolve(), (arguments.out or arguments.folder).resolve()
@@ -336,7 +343,9 @@ def main() -> None:
     elif arguments.do == "qat":
         qat(folder, out, arguments.limit, arguments.at_once)
     elif arguments.do == "more":
-        more(folder, arguments.limit, more_arms(arguments.epochs, arguments.student_epochs))
+        only = tuple(filter(None, arguments.only.split(",")))
+        every = more_arms(arguments.epochs, arguments.student_epochs)
+        more(folder, arguments.limit, {name: arm for name, arm in every.items() if not only or name in only})
     else:
         from benchmarks import cifar10_artifacts as artifacts
         from benchmarks import place
@@ -348,7 +357,7 @@ def main() -> None:
             elif arguments.do == "quantize":
                 artifacts.quantize(folder, only)
             else:
-                artifacts.measure(folder, only, write=arguments.write)
+                artifacts.measure(folder, only, table=arguments.table, write=arguments.write)
         except place.CannotRunError as error:
             print(error, file=sys.stderr)
             sys.exit(place.SKIPPED)

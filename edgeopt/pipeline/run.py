@@ -161,6 +161,7 @@ class _Run:
             PASSES_LIMIT_S,
             lambda out: jobs.PassesJob(
                 imported,
+                trained[-1] if trained else None,
                 recipe.model,
                 recipe.graph_passes(),
                 self._inputs,
@@ -172,6 +173,10 @@ class _Run:
                 out,
             ),
         )
+        if (passed / jobs.PYTORCH).is_dir():
+            self._store.publish(passed / jobs.PYTORCH, jobs.PYTORCH)
+        else:
+            self._store.withdraw(jobs.PYTORCH)
         built = self._build_targets(plan, imported, passed, rejected)
         folders = {name: result for name, result in built.items() if isinstance(result, Path)}
         errors = {name: result for name, result in built.items() if isinstance(result, EdgeoptError)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from edgeopt.training import checkpoint, engine
 from edgeopt.training.attention import AttentionMaps
 from edgeopt.training.cost import Cost, cost
 from edgeopt.training.data import TrainingSet, check_labels, hold_back
+from edgeopt.training.layout import channels_last
 from edgeopt.training.objective import Features, Objective
-from edgeopt.training.ranks import is_first
+from edgeopt.training.ranks import is_first, rank_and_world
 from edgeopt.training.settings import Distillation, Training
 from edgeopt.training.trainee import Feed, ModuleTrainee, Trainee
 from edgeopt.types import Frozen
@@ -218,19 +220,21 @@ def train(
     _warn_of_empty_classes(objective, data, text)
     part, held = hold_back(data, settings.held_back, seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return engine.fit(
-        model,
-        objective,
-        part,
-        held,
-        settings,
-        folder=folder,
-        seed=seed,
-        identity=identity,
-        text=text,
-        device=device,
-        tensorboard=events,
-    )
+    alone = device == "cpu" and rank_and_world()[1] == 1  # processes exchange tensors that lie as one expects
+    with channels_last([model] if teacher is None else [model, teacher], example) if alone else nullcontext():
+        return engine.fit(
+            model,
+            objective,
+            part,
+            held,
+            settings,
+            folder=folder,
+            seed=seed,
+            identity=identity,
+            text=text,
+            device=device,
+            tensorboard=events,
+        )
 
 
 def _objective(

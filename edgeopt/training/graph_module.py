@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from edgeopt.errors import UnsupportedOperator
 from edgeopt.training.graph_operators import mixes_samples, operator
+from edgeopt.training.layout import laid_out
 from edgeopt.training.program import Op, Program
 from edgeopt.training.trainee import LARGEST, Feed
 
@@ -207,7 +208,7 @@ class GraphModule:
 
     def _run(self, feed: Feed) -> Feed:
         samples = len(next(iter(feed.values())))
-        values: dict[str, Any] = {**self._constants, **feed}
+        values: dict[str, Any] = {**self._constants, **{name: laid_out(value) for name, value in feed.items()}}
         for op in self._program.ops:
             given = [values.get(name) for name in op.inputs]
             for index in op.through:
@@ -291,26 +292,28 @@ def _rounding() -> Any:
         @staticmethod
         def forward(ctx: Any, value: Any, scale: Any, zero_point: int, low: int, high: int) -> Any:
             steps = value / scale
-            rounded = steps.round()
-            if zero_point:
-                rounded += zero_point
-            integers = rounded.clamp(low, high)
-            inside = integers == rounded
-            if zero_point:
-                integers -= zero_point
-            learns = ctx.needs_input_grad[1]
-            # Where a value is inside, the scale gains what rounding added; elsewhere, the edge of the grid.
-            ctx.save_for_backward(inside, integers - steps * inside if learns else None)
-            ctx.shape = scale.shape
-            return integers * scale
+            ctx.save_for_backward(steps)
+            ctx.shape, ctx.edges = scale.shape, (low - zero_point, high - zero_point)
+            return _whole(steps, *ctx.edges).mul_(scale)
 
         @staticmethod
         def backward(ctx: Any, gradient: Any) -> Any:
-            inside, per_scale = ctx.saved_tensors
-            of_scale = None if per_scale is None else (gradient * per_scale).sum_to_size(ctx.shape)
-            return gradient * inside if ctx.needs_input_grad[0] else None, of_scale, None, None, None
+            (steps,), (low, high) = ctx.saved_tensors, ctx.edges
+            # Whatever rounds to a point of the grid lets the gradient through; this kernel does it in one pass.
+            inside = torch.ops.aten.hardtanh_backward(gradient, steps, low - 0.5, high + 0.5)
+            of_scale = None
+            if ctx.needs_input_grad[1]:
+                # Where a value is inside, the scale gains what rounding added; elsewhere, the edge of the grid.
+                gained = _whole(steps, low, high).sub_(steps).mul_(gradient)
+                of_scale = gained.addcmul_(gradient - inside, steps).sum_to_size(ctx.shape)
+            return inside if ctx.needs_input_grad[0] else None, of_scale, None, None, None
 
     return OnGrid
+
+
+def _whole(steps: Any, low: int, high: int) -> Any:
+    """Rounded to even and cut, in place but for one tensor: fresh memory costs more than the arithmetic."""
+    return steps.round().clamp_(low, high)
 
 
 def bias_integers(bias: Any, step: Any) -> Any:

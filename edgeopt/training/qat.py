@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,12 @@ import onnx_ir as ir
 from pydantic import Field
 
 from edgeopt.errors import EdgeoptError, UsageError
+from edgeopt.frontends import torch_structure
+from edgeopt.frontends.torch_loading import Loaded
 from edgeopt.graph.model import shape
 from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantizedTensor, QuantParams
 from edgeopt.passes.base import Context, Pass
+from edgeopt.training import write_back
 from edgeopt.training.base import load_teacher, need_torch, no_data, train
 from edgeopt.training.data import TrainingSet
 from edgeopt.training.graph_module import GraphModule, Trained
@@ -22,6 +26,9 @@ from edgeopt.training.program import read_program
 from edgeopt.training.settings import Distillation, Training
 from edgeopt.training.trainee import Trainee
 from edgeopt.types import Kept
+
+FEW = 8
+"""Samples that a module which is written back is compared on."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class TrainingContext(Context):
     Args:
         training: reads the training data; None if the recipe names none.
         request: of ``frontends.torch.module_request``, for the module before all training; None if there is none.
+        module: of ``frontends.torch.module_request``, for the module that the graph was exported from; None: none.
+        module_folder: where that module is left with the trained weights.
         root: folder of the recipe.
         checkpoints: folder of checkpoints; what is there is gone on with.
         identity: of all that the result depends on.
@@ -38,6 +47,8 @@ class TrainingContext(Context):
 
     training: Callable[[], TrainingSet] | None = None
     request: Mapping[str, Any] | None = None
+    module: Mapping[str, Any] | None = None
+    module_folder: Path | None = None
     root: Path = Path()
     checkpoints: Path | None = None
     identity: str = ""
@@ -97,7 +108,10 @@ class Qat(Pass, Training):
             why=f"asked for; loss {history[0]['loss']:.4g} in the first epoch, {last['loss']:.4g} in the last",
             details={"epochs": history},
         )
-        return replace(trained, record=(*graph.record, line))
+        record = [*graph.record, line]
+        if context.module is not None and context.module_folder is not None:
+            record.append(keep_module(trained.model, context.module, context.module_folder, data))
+        return replace(trained, record=tuple(record))
 
     def _teacher(self, distill: Distillation, model: ir.Model, context: TrainingContext) -> Trainee:
         if context.request is not None or distill.teacher is not None:
@@ -114,6 +128,33 @@ def with_trained(graph: QuantizedGraph, trained: Trained) -> QuantizedGraph:
     for name, array in trained.constants.items():
         graph.model.graph.initializers[name].const_value = ir.tensor(np.array(array, order="C"), name=name)
     return replace(graph, quantization=_table(graph.quantization, trained))
+
+
+def keep_module(model: ir.Model, request: Mapping[str, Any], folder: Path, data: TrainingSet) -> Kept:
+    """Write a trained graph's weights back into the module that it was exported from.
+
+    Args:
+        model: canonical float graph, trained.
+        request: of ``frontends.torch.module_request``.
+        folder: where the module's state dict is left; nothing is there if a layer cannot be mapped.
+        data: some of it shows whether module and graph agree.
+    """
+    what = "trained weights written back into the PyTorch module"
+    shutil.rmtree(folder, ignore_errors=True)  # of a pass before this one
+    loaded = Loaded(dict(request))
+    rows = max((sizes[0] for sizes in loaded.inputs.values()), default=1)
+    starts = range(0, min(len(data), FEW * rows) - rows + 1, rows)
+    feeds = [{name: value.cpu() for name, value in data.batch(range(at, at + rows))[0].items()} for at in starts]
+    if not feeds:
+        return Kept(what=what, brought_db=None, kept=False, why=f"fewer training samples than one batch of {rows}")
+    try:
+        apart = write_back.write_back(loaded, read_program(model, None), feeds)
+    except write_back.NotMapped as reason:
+        return Kept(what=what, brought_db=None, kept=False, why=f"not possible: {reason}")
+    structure = torch_structure.read(Path(request["trained"]))[1] if request.get("trained") else {}
+    write_back.save(folder, loaded.module.state_dict(), structure)
+    why = f"{folder.name}/{write_back.STATE}; its outputs are within {apart:.1e} of the trained float graph's"
+    return Kept(what=what, brought_db=None, kept=True, why=why, details={"apart": apart})
 
 
 def _table(table: Quantization, trained: Trained) -> Quantization:

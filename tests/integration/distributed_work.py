@@ -23,8 +23,17 @@ def plain_net() -> Any:
     ).eval()
 
 
-def train(asked: tuple[str, dict[str, Any], str]) -> None:
-    """(folder, settings, file for the weights)."""
+Asked = tuple[str, dict[str, Any], str]
+"""Folder, settings, file for the weights."""
+
+
+def train_all(asked: list[Asked]) -> None:
+    """One training after the other: starting processes is what takes time."""
+    for one in asked:
+        train(one)
+
+
+def train(asked: Asked) -> None:
     import torch
 
     folder, settings, file = asked

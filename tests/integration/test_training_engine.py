@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeopt import events
 from edgeopt.errors import DataError, EdgeoptError, SetupError, UsageError
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -232,6 +233,20 @@ def test_an_empty_class_cannot_be_weighted(tmp_path):
         fit(trainee(), tmp_path, data, class_weights="balanced")
 
 
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [({}, True), ({"distill": Distillation(mix=0.5)}, True), ({"distill": Distillation(mix=1.0)}, False)],
+    ids=["labels", "teacher and labels", "teacher alone"],
+)
+def test_an_empty_class_is_told_where_labels_are_learnt(tmp_path, settings, warned):
+    feed, labels = quadrants().batch(range(64))
+    data = ArraySet({"x": feed["x"].numpy()}, labels.numpy().clip(0, 1), "two")
+    said: list[str] = []
+    with events.listening(lambda event: said.append(event.text) if event.kind == "warning" else None):
+        fit(trainee(), tmp_path, data, epochs=1, teacher=trainee() if settings else None, **settings)
+    assert said == (["test: classes 2, 3 of 4 in no sample of two: the model may forget them"] if warned else [])
+
+
 def test_a_teacher_that_does_not_fit(tmp_path):
     with pytest.raises(UsageError, match=r"teacher's outputs do not fit.*\[16, 5\].*\[16, 4\]"):
         fit(trainee(), tmp_path, teacher=trainee(net(8, 5)), distill=Distillation())
@@ -248,12 +263,12 @@ import resource, sys
 sys.path[:0] = {path!r}
 from pathlib import Path
 from tests.integration.test_training_engine import *
-limit = int(next(line for line in open("/proc/self/statm")).split()[0]) * 4096 + (1 << 28)
+limit = int(next(line for line in open("/proc/self/statm")).split()[0]) * 4096 + (1 << 26)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-images = np.zeros((512, 1, 64, 64), np.float32)
-data = ArraySet({{"x": images}}, np.zeros(512, np.int64), "large")
+images = np.zeros((128, 1, 64, 64), np.float32)
+data = ArraySet({{"x": images}}, np.zeros(128, np.int64), "large")
 try:
-    fit(trainee(), Path({folder!r}), data, batch=512)
+    fit(trainee(), Path({folder!r}), data, batch=128)
 except EdgeoptError as error:
     print(error)
 """
@@ -263,7 +278,7 @@ except EdgeoptError as error:
 def test_too_large_a_batch_is_answered_by_one_that_fits(tmp_path):
     code = MEMORY.format(path=sys.path, folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
-    assert "a batch of 512 does not fit into memory" in done.stdout, done.stderr
+    assert "a batch of 128 does not fit into memory" in done.stdout, done.stderr
     assert " fits: batch: " in done.stdout
 
 
@@ -274,3 +289,45 @@ def test_tensorboard_events_or_what_to_install(tmp_path):
     else:
         fit(trainee(), tmp_path, tensorboard="events", epochs=1)
         assert list((tmp_path / "events" / "work").glob("events.out.tfevents.*"))
+
+
+class Flat(torch.nn.Module):
+    """Reads memory as it lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3, padding=1)
+        self.head = torch.nn.Linear(256, 4)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x)).view(len(x), -1))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="these kernels have no layout of their own")
+@pytest.mark.parametrize("build", [net, Flat], ids=["turned", "as it lies"])
+def test_channels_last_where_the_module_bears_it(tmp_path, build):
+    module, seen = build().eval(), []
+    before = [value.clone() for value in module.state_dict().values()]
+    fit(trainee(module), tmp_path, Watched(quadrants(), lambda: seen.append(is_turned(module))), epochs=1)
+    assert seen == [build is net] * 4
+    assert not is_turned(module)
+    assert not any(torch.equal(*pair) for pair in zip(before, module.state_dict().values(), strict=True))
+
+
+def is_turned(module) -> bool:
+    return any(not parameter.is_contiguous() for parameter in module.parameters())
+
+
+class Watched:
+    """A data set that looks at something whenever a batch is asked for."""
+
+    def __init__(self, inner: ArraySet, look) -> None:
+        self._inner, self._look = inner, look
+        self.labels, self.where, self.to = inner.labels, inner.where, inner.to
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def batch(self, indices):
+        self._look()
+        return self._inner.batch(indices)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.errors import ModelError, UsageError
+from edgeopt.errors import DataError, ModelError, UsageError
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
@@ -17,6 +17,9 @@ pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
 from edgeopt.frontends import torch_structure  # noqa: E402
 from edgeopt.frontends.torch_loading import Loaded  # noqa: E402
 from edgeopt.graph.cost import operations  # noqa: E402
+from edgeopt.pipeline.jobs.inputs import Inputs  # noqa: E402
+from edgeopt.pipeline.jobs.training import MANY_EPOCHS, TrainingJob, train_module  # noqa: E402
+from edgeopt.recipe.schema import ModelSource  # noqa: E402
 from edgeopt.training.base import Work, write_module  # noqa: E402
 from edgeopt.training.channels import Channels, Graph  # noqa: E402
 from edgeopt.training.data import ArraySet  # noqa: E402
@@ -130,10 +133,20 @@ class Untraceable(nn.Module):
     def forward(self, x):
         return self.a(x.detach().mean((2, 3))[:, :3].sum(1, keepdim=True).expand(-1, 4)).detach()
 
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 10)
+
+    def forward(self, x):
+        if x.mean() > 0:  # which way depends on the image
+            x = -x
+        return self.layer(x[:, :1, 0, :4].flatten(1))
+
 def build(kind):
     torch.manual_seed(0)
     kinds = {"mixed": Mixed, "padded": Padded, "attention": Attention, "untraceable": Untraceable}
-    module = {**kinds, "transformer": Transformer}[kind]()
+    module = {**kinds, "transformer": Transformer, "branching": Branching}[kind]()
     for inner in module.modules():
         if isinstance(inner, nn.BatchNorm2d):
             nn.init.uniform_(inner.weight, 0.5, 1.5)
@@ -145,6 +158,7 @@ def padded(): return build("padded")
 def attention(): return build("attention")
 def transformer(): return build("transformer")
 def untraceable(): return build("untraceable")
+def branching(): return build("branching")
 """
 
 
@@ -269,9 +283,12 @@ def test_whole_heads_go_and_the_others_compute_what_they_did(opened, tmp_path, i
         exported(again.loaded)  # and it has an ONNX form
 
 
-def test_a_latency_goal_is_met_by_the_graph_that_is_left(opened):
-    before = Latency(opened("mixed").loaded, "raspberry-pi-5", None, "int8").before.median_ms
-    record = Prune(latency_ms=0.85 * before, device="raspberry-pi-5", device_precision="int8").run(opened("mixed"))
+def test_a_latency_goal_is_met_by_the_graph_that_is_left(opened, monkeypatch):
+    work = opened("mixed")
+    latency = Latency(work.loaded, "raspberry-pi-5", None, "int8")
+    before = latency.before.median_ms
+    monkeypatch.setattr(Prune, "_latency", lambda self, asked: latency)  # exported once
+    record = Prune(latency_ms=0.85 * before, device="raspberry-pi-5", device_precision="int8").run(work)
     (note,) = (note for note in record.notes if "predicted" in note)
     assert f"predicted {before:.3g} ms before" in note
     assert "on raspberry-pi-5 (" in note
@@ -282,7 +299,7 @@ def test_a_latency_goal_is_met_by_the_graph_that_is_left(opened):
 
 def test_a_latency_out_of_reach_names_the_nearest(opened):
     with pytest.raises(UsageError, match=r"0\.001 ms cannot be reached on raspberry-pi-5 .* with all cut that may be"):
-        Prune(latency_ms=0.001, device="raspberry-pi-5", device_precision="int8").run(opened("mixed"))
+        Prune(latency_ms=0.001, device="raspberry-pi-5", device_precision="int8").run(opened("padded"))
 
 
 def test_shapes_alone_say_what_an_export_says(opened):
@@ -359,6 +376,23 @@ def test_a_goal_out_of_reach_names_the_nearest(opened):
 def test_a_model_that_cannot_be_traced(opened):
     with pytest.raises((ModelError, UsageError), match=r"traced|no channels that can be pruned"):
         Prune().run(opened("untraceable"))
+
+
+def test_it_is_refused_before_a_long_training_and_says_what_to_change(opened, tmp_path):
+    """Which fails for want of data where it begins: the refusal came before that."""
+    opened("branching")  # writes the nets
+    source = ModelSource(factory="nets_to_prune:branching", inputs={"x": (1, 3, 16, 16)})
+    inputs = Inputs(None, None, None, None, tmp_path)
+
+    def job(epochs: int) -> TrainingJob:
+        return TrainingJob(source, None, Finetune(epochs=epochs), inputs, 0, tmp_path / "work", "key", tmp_path / "out")
+
+    with pytest.raises(ModelError, match=r"torch\.export cannot trace the model") as caught:
+        train_module(job(MANY_EPOCHS))
+    assert re.search(r"nets_to_prune\.py:\d+", caught.value.where)
+    assert "torch.where" in caught.value.hint
+    with pytest.raises(DataError, match="needs training data"):
+        train_module(job(MANY_EPOCHS - 1))
 
 
 def test_a_pattern_without_a_layer(opened):

@@ -24,6 +24,8 @@ Array = npt.NDArray[Any]
 
 MOST_SAMPLES = 24
 """Samples whose values are looked at: a camera image or two already hold most of 256 levels."""
+FACTOR, OFFSET, LEVELS = "__factor", "__offset", "__levels"
+"""Behind an input's name: what it is multiplied with, what is added, and what comes of it."""
 FEWEST_LEVELS = 16
 TOLERANCE = 0.02
 """Of a step: how far a value may lie from its level. Normalisation in float32 stays below 1e-4."""
@@ -117,10 +119,10 @@ def fold_lattice(model: ir.Model, name: str, lattice: Lattice) -> str:
     factor = (1 / lattice.step).astype(np.float32).reshape(per_channel)
     offset = (-lattice.origin / lattice.step).astype(np.float32).reshape(per_channel)
     scaled = _append(
-        steps, "Mul", [source, named_initializer(graph, f"{name}__factor", factor)], f"{name}__scaled", shape
+        steps, "Mul", [source, named_initializer(graph, f"{name}{FACTOR}", factor)], f"{name}__scaled", shape
     )
     levels = _append(
-        steps, "Add", [scaled, named_initializer(graph, f"{name}__offset", offset)], f"{name}__levels", shape
+        steps, "Add", [scaled, named_initializer(graph, f"{name}{OFFSET}", offset)], f"{name}{LEVELS}", shape
     )
     graph.insert_before(node, steps)
     node.replace_input_with(0, levels)

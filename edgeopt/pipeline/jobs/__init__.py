@@ -4,7 +4,17 @@ Every job leaves ``result.json`` (its record) beside what it made, so that a fin
 """
 
 from edgeopt.pipeline.jobs.digests import DigestJob, digest_callable, digest_training_callable
-from edgeopt.pipeline.jobs.folder import ARTIFACT, GRAPH, MODULE, PREDICTIONS, RESULT, TABLE, load_graph, read_result
+from edgeopt.pipeline.jobs.folder import (
+    ARTIFACT,
+    GRAPH,
+    MODULE,
+    PREDICTIONS,
+    PYTORCH,
+    RESULT,
+    TABLE,
+    load_graph,
+    read_result,
+)
 from edgeopt.pipeline.jobs.inputs import Inputs
 from edgeopt.pipeline.jobs.latency import LatencyJob, measure_latency
 from edgeopt.pipeline.jobs.passes import PARITY_SAMPLES, PassesJob, PassesResult, run_passes
@@ -34,6 +44,7 @@ __all__ = [
     "MODULE",
     "PARITY_SAMPLES",
     "PREDICTIONS",
+    "PYTORCH",
     "RESULT",
     "TABLE",
     "CheckJob",

@@ -20,6 +20,8 @@ GRAPH = "graph.onnx"
 TABLE = "quantization.npz"
 PREDICTIONS = "predictions.npy"
 MODULE = "module.safetensors"
+PYTORCH = "pytorch"
+"""Folder of the module that a pass on the graph trained, as the person loads it."""
 ARTIFACT = "artifact"
 
 

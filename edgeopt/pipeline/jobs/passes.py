@@ -19,7 +19,7 @@ from edgeopt.parity.levels import check_quantization
 from edgeopt.passes.base import Pass
 from edgeopt.pipeline import confidence
 from edgeopt.pipeline.evidence import scale_warning
-from edgeopt.pipeline.jobs.folder import GRAPH, PREDICTIONS, TABLE, read_result, stage, write_result
+from edgeopt.pipeline.jobs.folder import GRAPH, MODULE, PREDICTIONS, PYTORCH, TABLE, read_result, stage, write_result
 from edgeopt.pipeline.jobs.inputs import Inputs
 from edgeopt.pipeline.jobs.levels import labelled
 from edgeopt.pipeline.jobs.source import ImportResult
@@ -37,9 +37,11 @@ PARITY_SAMPLES = 64
 
 @dataclass(frozen=True)
 class PassesJob:
-    """``unfinished`` is where a pass that trains keeps its checkpoints, ``key`` the step's."""
+    """``unfinished`` is where a pass that trains keeps its checkpoints, ``key`` the step's; ``trained`` is the folder
+    of the last training pass on the module."""
 
     imported: Path
+    trained: Path | None
     model: ModelSource
     passes: tuple[Pass, ...]
     inputs: Inputs
@@ -78,6 +80,16 @@ def run_passes(job: PassesJob) -> None:
             request=None
             if source.factory is None
             else module_request(source.factory, source.weights, source.inputs, root=job.inputs.root),
+            module=None
+            if source.factory is None
+            else module_request(
+                source.factory,
+                source.weights,
+                source.inputs,
+                root=job.inputs.root,
+                trained=None if job.trained is None else job.trained / MODULE,
+            ),
+            module_folder=job.out / PYTORCH,
             root=job.inputs.root,
             checkpoints=job.unfinished,
             identity=job.key,
