@@ -166,13 +166,14 @@ def relu6_confused(model: ir.Model, random: Random) -> Imported:
 
 
 def channel_duplicated(model: ir.Model, random: Random) -> Imported:
-    """One output channel, bias too, written over the next one."""
+    """One output channel, bias too, written over another one; neither is dead."""
     node = _one(_nodes(model, "Conv"), random)
     weight, bias = np.array(constant(node.inputs[1])), np.array(constant(node.inputs[2]))
-    if len(weight) < 2:
+    living = np.flatnonzero(np.abs(weight).reshape(len(weight), -1).max(1))
+    if len(living) < 2:
         return None
-    index = int(random.integers(len(weight) - 1))
-    weight[index + 1], bias[index + 1] = weight[index], bias[index]
+    source, lost = random.choice(living, 2, replace=False)
+    weight[lost], bias[lost] = weight[source], bias[source]
     set_constant(node, 1, weight, "weight")
     set_constant(node, 2, bias, "bias")
     return model, str(node.name)
@@ -233,7 +234,7 @@ def neighbour_scales(graph: QuantizedGraph, random: Random) -> Faulty:
             turns.append(name)
     if len(turns) < 2:
         return None
-    start = int(random.integers(1, len(turns)))
+    start = int(random.integers(1, max(2, len(turns) - 1)))  # not from the output on: it may be written in float
     grids, ranges = {}, {}
     for before, turn in zip(turns[start - 1 :], turns[start:], strict=False):
         for name in makers:
