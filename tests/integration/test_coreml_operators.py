@@ -14,7 +14,7 @@ import pytest
 
 from edgeopt.errors import UnsupportedOperator
 from edgeopt.graph.quantization import QuantizedGraph
-from edgeopt.parity.levels import Segments
+from edgeopt.parity.segments import Segments
 from edgeopt.runtimes import mil_reference, onnxruntime
 from edgeopt.targets.coreml import CoremlTarget
 from edgeopt.targets.coreml.operators import LOWERINGS
