@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx_ir as ir
 
-from benchmarks.faults import data_kinds, file_kinds, held_out_kinds, table_kinds
+from benchmarks.faults import blind_kinds, data_kinds, file_kinds, held_out_kinds, table_kinds
 from benchmarks.faults.runs import Base, assemble
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.passes.base import Context
@@ -124,11 +124,11 @@ def faulty(base: Base, plan: Plan, out: Path) -> Case | None:
     return Case(plan, out, given=EVALUATION[kind](base.unseen, None, random)[0])
 
 
-TABLE = {**table_kinds.KINDS, **held_out_kinds.TABLE}
-FILE = {**file_kinds.KINDS, **held_out_kinds.FILE}
-IMPORT = {**file_kinds.IMPORT_KINDS, **held_out_kinds.IMPORT}
-CALIBRATION = {**data_kinds.CALIBRATION, **held_out_kinds.CALIBRATION}
-EVALUATION = {**data_kinds.EVALUATION, **held_out_kinds.EVALUATION}
+TABLE = {**table_kinds.KINDS, **held_out_kinds.TABLE, **blind_kinds.TABLE}
+FILE = {**file_kinds.KINDS, **held_out_kinds.FILE, **blind_kinds.FILE}
+IMPORT = {**file_kinds.IMPORT_KINDS, **held_out_kinds.IMPORT, **blind_kinds.IMPORT}
+CALIBRATION = {**data_kinds.CALIBRATION, **held_out_kinds.CALIBRATION, **blind_kinds.CALIBRATION}
+EVALUATION = {**data_kinds.EVALUATION, **held_out_kinds.EVALUATION, **blind_kinds.EVALUATION}
 ALL_KINDS = (*TABLE, *FILE, *IMPORT, *CALIBRATION, *EVALUATION)
 
 
@@ -184,6 +184,27 @@ NAMES = {
     "class_zeroed": ("never changes",),
     "weights_rolled": ("permuted",),
     "per_tensor": ("steps off", "jumps", "expect"),
+    "import_wrong_epsilon": ("BatchNorm", "epsilon", "normalisation", "normalization"),
+    "import_skip_from_elsewhere": ("skip", "residual", "shortcut"),
+    "import_stride_moved": ("stride",),
+    "import_pool_counts_padding": ("AveragePool", "average pool", "counts padding", "count_include_pad"),
+    "import_relu6_confused": ("ReLU6", "Relu6", "Clip"),
+    "import_channel_duplicated": ("duplicate", "twice", "same channel", "equal channels"),
+    "import_largest_weights_lost": ("largest weights", "overflow"),
+    "neighbour_scales": ("neighbour", "another tensor", "other tensor", "next tensor", "tensor before"),
+    "power_of_two_scales": ("power of two", "powers of two"),
+    "signed_grids": ("symmetric", "signed", "zero point", "half of its steps", "half the steps"),
+    "branch_scales": ("branch", "both inputs", "residual"),
+    "weights_cut_toward_zero": ("toward zero", "towards zero", "truncated", "rounded", "rounding"),
+    "file_input_grid_of_another": ("input grid", "input's grid", "input scale", "input's scale", "input is quantized"),
+    "file_kernel_mirrored": ("mirrored", "flipped"),
+    "file_padded_with_integer_zero": ("padding", "padded"),
+    "file_weights_of_7_bits": ("7 bits", "seven bits", "lowest bit"),
+    "calibrated_with_outliers": ("outlier",),
+    "evaluation_nearest": ("nearest", "resized", "interpolation"),
+    "evaluation_letterboxed": ("letterbox", "bars", "border"),
+    "evaluation_gamma": ("gamma", "brightness", "darker"),
+    "evaluation_mean_in_other_order": ("mean", "BGR", "channel order"),
 }
 """Words of the first line that name the cause, where it is no layer; by the beginning of the kind's name."""
 

@@ -4,7 +4,7 @@ The first split was spoilt: the gate had been changed with the results of its he
 development kinds now, and other kinds and models, which nobody had run, were written and set apart instead.
 """
 
-from benchmarks.faults import held_out_kinds
+from benchmarks.faults import blind_kinds, held_out_kinds
 
 DEVELOPMENT_MODELS = ("quickstart", "vww", "resnet20")
 HELD_OUT_MODELS = ("mobilenet_v1", "ultraface", "fastestdet")
@@ -15,3 +15,10 @@ HELD_OUT_KINDS = frozenset(
         *held_out_kinds.EVALUATION,
     }
 )  # fmt: skip
+
+BLIND = frozenset(
+    {
+        *blind_kinds.TABLE, *blind_kinds.FILE, *blind_kinds.IMPORT, *blind_kinds.CALIBRATION, *blind_kinds.EVALUATION,
+    }
+)  # fmt: skip
+"""Held out too: written, with the words that name them, by someone who had not seen the gate or any result of it."""

@@ -28,9 +28,10 @@ from edgeopt.gate.differing_layer import exposed
 from edgeopt.gate.run_folder import RunFolder, read_run
 from edgeopt.graph.qdq import INTEGERS_SUFFIX, to_qdq
 from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantParams
-from edgeopt.parity.levels import FLOAT_REL, FP16_REL, WITHIN_ONE_STEP, check_quantization
+from edgeopt.parity.levels import check_quantization
 from edgeopt.parity.localize import JUMP_DB
 from edgeopt.parity.runners import open_file
+from edgeopt.parity.tolerances import FLOAT_REL, FP16_REL, WITHIN_ONE_STEP
 from edgeopt.passes.base import Context
 from edgeopt.passes.quantize.quantize import Quantize
 from edgeopt.pipeline.verdict import CheckResult, GateResult

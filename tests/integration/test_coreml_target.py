@@ -19,7 +19,8 @@ from edgeopt.graph.compression import Palette
 from edgeopt.graph.constraints import unite
 from edgeopt.graph.qdq import to_qdq
 from edgeopt.graph.quantization import QuantizedGraph
-from edgeopt.parity.levels import Segments, check_artifact, check_quantization
+from edgeopt.parity.levels import check_artifact, check_quantization
+from edgeopt.parity.segments import Segments
 from edgeopt.passes.base import Context
 from edgeopt.passes.quantize.quantize import Quantize
 from edgeopt.pipeline.integers import same_integers
@@ -30,7 +31,7 @@ from edgeopt.targets.coreml import CoremlTarget
 from edgeopt.targets.coreml.realise import realised
 from edgeopt.targets.onnx import Onnx
 from edgeopt.targets.registry import TARGETS, all_constraints
-from edgeopt.types import Preprocess
+from edgeopt.types import Metadata, Preprocess
 from tests.integration.minmax_table import minmax_table
 from tests.integration.small_nets import Net, attention, classifier, detector, samples
 
@@ -49,7 +50,7 @@ def compressed(model: ir.Model, scheme: str, tmp_path: Path) -> QuantizedGraph:
 def lowered(graph: QuantizedGraph, out: Path, **options):
     out.mkdir(exist_ok=True)
     given = {name: options.pop(name) for name in ("preprocess", "labels") if name in options}
-    artifact = CoremlTarget(**options).lower(graph, out, **given)
+    artifact = CoremlTarget(**options).lower(graph, out, Metadata(**given))
     return artifact, out / artifact.path
 
 
@@ -97,6 +98,28 @@ def test_half_precision_passes_parity_and_says_what_it_is(build, tmp_path):
     assert report.fp16_costs_db is not None
     assert abs(report.fp16_costs_db) < 3  # int8's own noise is far above
     assert "emulated: MIL reference semantics" in report.label
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "fp16 of the format", "int8-weights", "int4-weights", "palette6-weights"])
+def test_half_precision_is_right_to_the_order_of_sums_once_its_rounding_is_out(scheme, tmp_path):
+    """fp16's rounding hides an error of a thousandth; the reference with the same stored numbers shows it."""
+
+    def graph_of(model: ir.Model) -> QuantizedGraph:
+        if scheme == "fp16 of the format":
+            return QuantizedGraph(model)
+        return quantized(model, scheme) if scheme in ("fp16", "int8-weights") else compressed(model, scheme, tmp_path)
+
+    right, wrong = detector(), detector()
+    bias = next(v for name, v in wrong.graph.initializers.items() if name.endswith("bias"))
+    bias.const_value = ir.tensor(bias.const_value.numpy() * np.float32(1.01), name=bias.name)
+    graph, feeds = graph_of(right), samples(right, 4)
+    options = {"minimum": "iOS18"} if scheme == "int4-weights" else {}
+    reference = check_quantization(graph, feeds)
+    artifact, path = lowered(graph, tmp_path / "right", **options)
+    assert check_artifact(graph, artifact, path, feeds, reference=reference).failures == ()
+    artifact, path = lowered(graph_of(wrong), tmp_path / "wrong", **options)
+    (failure, *_) = check_artifact(graph, artifact, path, feeds, reference=reference).failures
+    assert "without fp16's rounding" in failure
 
 
 @pytest.mark.parametrize(

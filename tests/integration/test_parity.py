@@ -15,9 +15,10 @@ from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import tflite as tflite_format
 from edgeopt.graph.quantization import QuantizedGraph, QuantizedTensor, QuantParams
 from edgeopt.parity.compare import LevelReport
-from edgeopt.parity.levels import LOW_DB, check_artifact, check_quantization, check_source
+from edgeopt.parity.levels import check_artifact, check_quantization, check_source
 from edgeopt.parity.models import compare_models
 from edgeopt.parity.runners import open_file
+from edgeopt.parity.tolerances import LOW_DB
 from edgeopt.runtimes.onnxruntime import Session
 from edgeopt.targets.base import Target
 from edgeopt.targets.onnx import Onnx
@@ -208,9 +209,14 @@ def test_a_float_file_may_be_as_far_off_as_the_order_of_sums_alone_and_no_furthe
         return check_artifact(graph, artifact, path, feeds, reference=reference, tolerance=tolerance).failures
 
     assert failures(exact)
-    amplifying = exact.model_copy(update={"sqnr_db": 40.0})
-    assert not failures(amplifying)
-    assert failures(amplifying, tolerance=1e-4), "what the user asks for is held"
+
+    def amplifying(rel: float) -> LevelReport:
+        outputs = {name: one.model_copy(update={"rel": rel}) for name, one in exact.outputs.items()}
+        return exact.model_copy(update={"outputs": outputs})
+
+    assert not failures(amplifying(2e-4)), "twice what another order makes of it"
+    assert failures(amplifying(1e-5))
+    assert failures(amplifying(2e-4), tolerance=1e-4), "what the user asks for is held"
 
 
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])

@@ -16,14 +16,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt.errors import TargetError
+from edgeopt.graph.half import SMALLEST_HALF
 from edgeopt.graph.model import constant, place
 from edgeopt.targets.refusal import unwritable
 
 Array = npt.NDArray[Any]
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
-SMALLEST_HALF = 2.0**-24
-"""What becomes zero in float16 and must not (a scale, an epsilon) becomes the smallest number above it."""
 MOST_AXES = 5
 """A tensor of a Core ML program has at most five axes."""
 _RESERVED = frozenset(

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.errors import UnsupportedOperator
+from edgeopt.graph.half import SMALLEST_HALF
 from edgeopt.graph.model import shape
 from edgeopt.targets.coreml import elementwise as el
 from edgeopt.targets.coreml import movement as mv
@@ -17,7 +18,7 @@ from edgeopt.targets.coreml import pixels as px
 from edgeopt.targets.coreml import reductions as rd
 from edgeopt.targets.coreml import weighted as wt
 from edgeopt.targets.coreml.deployment import OLDEST, number
-from edgeopt.targets.coreml.emit import MOST_AXES, SMALLEST_HALF, Array, Emitter
+from edgeopt.targets.coreml.emit import MOST_AXES, Array, Emitter
 from edgeopt.targets.refusal import unfit, unknown, unwritable
 
 Precision = Callable[[ir.Node], bool]

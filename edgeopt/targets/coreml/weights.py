@@ -13,14 +13,12 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.compression import Blocks, Palette
+from edgeopt.graph.half import SMALLEST_HALF
 from edgeopt.graph.qdq import DEQUANTIZED_SUFFIX, INTEGERS_SUFFIX
 from edgeopt.graph.quantization import Quantization
-from edgeopt.targets.coreml.emit import SMALLEST_HALF, Array, Emitter, Var
+from edgeopt.targets.coreml.emit import Array, Emitter, Var
 
 Write = Callable[[Emitter, str], Var]
-
-SMALLEST_SCALE_HALF = 2.0**-16
-"""Below it float16 has so few bits left that rounding a scale moves the largest weight by a quarter of a step."""
 
 
 def writers(table: Quantization, *, modern: bool) -> Mapping[str, Write]:
