@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx_ir as ir
 
-from benchmarks.faults import data_kinds, file_kinds, held_out_kinds, table_kinds
+from benchmarks.faults import blind_kinds, data_kinds, file_kinds, more_kinds, table_kinds
 from benchmarks.faults.runs import Base, assemble
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.passes.base import Context
@@ -107,7 +107,7 @@ def faulty(base: Base, plan: Plan, out: Path) -> Case | None:
     if kind in CALIBRATION:
         spoilt = CALIBRATION[kind](images, random).astype(np.float32)
         graph = quantized(run.source.clone(), Quantize(**SETTLED), spoilt, base.input_name, plan.number)
-        np.savez(file, **{base.input_name: spoilt})
+        np.savez(file, **{base.input_name: np.ascontiguousarray(spoilt)})
         assemble(base, out, target, recorded=graph, data_files={"calibration": file})
         return Case(plan, out)
     stored = data_kinds.read(run.recipe.data.evaluation.arrays)
@@ -117,18 +117,20 @@ def faulty(base: Base, plan: Plan, out: Path) -> Case | None:
     made = EVALUATION[kind](stored[base.input_name], labels, random)
     if made is None:
         return None
-    np.savez(file, **{base.input_name: made[0]}, **({} if labels is None else {"labels": made[1]}))
+    np.savez(
+        file, **{base.input_name: np.ascontiguousarray(made[0])}, **({} if labels is None else {"labels": made[1]})
+    )
     assemble(base, out, target, data_files={"evaluation": file})
     if kind.startswith("labels"):
         return Case(plan, out)
     return Case(plan, out, given=EVALUATION[kind](base.unseen, None, random)[0])
 
 
-TABLE = {**table_kinds.KINDS, **held_out_kinds.TABLE}
-FILE = {**file_kinds.KINDS, **held_out_kinds.FILE}
-IMPORT = {**file_kinds.IMPORT_KINDS, **held_out_kinds.IMPORT}
-CALIBRATION = {**data_kinds.CALIBRATION, **held_out_kinds.CALIBRATION}
-EVALUATION = {**data_kinds.EVALUATION, **held_out_kinds.EVALUATION}
+TABLE = {**table_kinds.KINDS, **more_kinds.TABLE, **blind_kinds.TABLE}
+FILE = {**file_kinds.KINDS, **more_kinds.FILE, **blind_kinds.FILE}
+IMPORT = {**file_kinds.IMPORT_KINDS, **more_kinds.IMPORT, **blind_kinds.IMPORT}
+CALIBRATION = {**data_kinds.CALIBRATION, **more_kinds.CALIBRATION, **blind_kinds.CALIBRATION}
+EVALUATION = {**data_kinds.EVALUATION, **more_kinds.EVALUATION, **blind_kinds.EVALUATION}
 ALL_KINDS = (*TABLE, *FILE, *IMPORT, *CALIBRATION, *EVALUATION)
 
 
@@ -143,9 +145,7 @@ def plans(models: Iterable[str], kinds: Iterable[str], rounds: int, clean: int) 
     Any beginning of the list is balanced over kinds, models and targets.
     """
     models, kinds = tuple(models), tuple(kinds)
-    shares = [(number + 0.5) / SHARE[model] for model in models for number in range(SHARE[model])]
-    named = [model for model in models for _ in range(SHARE[model])]
-    turns = [named[place] for place in np.argsort(shares, kind="stable")]  # each model's turns evenly spread
+    turns, clean_turns = _turns(models, SHARE), _turns(models, CLEAN_SHARE)
     order = np.random.default_rng(0).permutation(len(kinds))
     faults = []
     for number in range(rounds):
@@ -156,7 +156,7 @@ def plans(models: Iterable[str], kinds: Iterable[str], rounds: int, clean: int) 
     many = dict.fromkeys(models, 0)
     found: list[Plan] = []
     for place in range(clean):
-        model = turns[place % len(turns)]
+        model = clean_turns[place % len(clean_turns)]
         number = many[model]
         many[model] += 1
         target = TARGETS[(number // len(CLEAN_SCHEMES) + number) % 2]
@@ -165,8 +165,17 @@ def plans(models: Iterable[str], kinds: Iterable[str], rounds: int, clean: int) 
     return found if clean else faults
 
 
+def _turns(models: tuple[str, ...], share: dict[str, int]) -> list[str]:
+    """Models as often as their share says, each one's turns evenly spread."""
+    places = [(number + 0.5) / share[model] for model in models for number in range(share[model])]
+    named = [model for model in models for _ in range(share[model])]
+    return [named[place] for place in np.argsort(places, kind="stable")]
+
+
 SHARE = {"quickstart": 14, "vww": 6, "resnet20": 3, "mobilenet_v1": 1, "ultraface": 1, "fastestdet": 1}
 """Turns of each model: how many of its cases are made, by what one costs."""
+CLEAN_SHARE = {"quickstart": 8, "vww": 5, "resnet20": 4, "mobilenet_v1": 3, "ultraface": 3, "fastestdet": 3}
+"""Of the clean conversions: every model needs a dozen for a limit of its own."""
 STRIDE = 7
 """Turns from one round to the next: no divisor of their number, so a kind meets another model in every round."""
 
@@ -184,6 +193,27 @@ NAMES = {
     "class_zeroed": ("never changes",),
     "weights_rolled": ("permuted",),
     "per_tensor": ("steps off", "jumps", "expect"),
+    "import_wrong_epsilon": ("BatchNorm", "epsilon", "normalisation", "normalization"),
+    "import_skip_from_elsewhere": ("skip", "residual", "shortcut"),
+    "import_stride_moved": ("stride",),
+    "import_pool_counts_padding": ("AveragePool", "average pool", "counts padding", "count_include_pad"),
+    "import_relu6_confused": ("ReLU6", "Relu6", "Clip"),
+    "import_channel_duplicated": ("duplicate", "twice", "same channel", "equal channels"),
+    "import_largest_weights_lost": ("largest weights", "overflow"),
+    "neighbour_scales": ("neighbour", "another tensor", "other tensor", "next tensor", "tensor before"),
+    "power_of_two_scales": ("power of two", "powers of two"),
+    "signed_grids": ("symmetric", "signed", "zero point", "half of its steps", "half the steps"),
+    "branch_scales": ("branch", "both inputs", "residual"),
+    "weights_cut_toward_zero": ("toward zero", "towards zero", "truncated", "rounded", "rounding"),
+    "file_input_grid_of_another": ("input grid", "input's grid", "input scale", "input's scale", "input is quantized"),
+    "file_kernel_mirrored": ("mirrored", "flipped"),
+    "file_padded_with_integer_zero": ("padding", "padded"),
+    "file_weights_of_7_bits": ("7 bits", "seven bits", "lowest bit"),
+    "calibrated_with_outliers": ("outlier",),
+    "evaluation_nearest": ("nearest", "resized", "interpolation"),
+    "evaluation_letterboxed": ("letterbox", "bars", "border"),
+    "evaluation_gamma": ("gamma", "brightness", "darker"),
+    "evaluation_mean_in_other_order": ("mean", "BGR", "channel order"),
 }
 """Words of the first line that name the cause, where it is no layer; by the beginning of the kind's name."""
 

@@ -10,8 +10,8 @@ from benchmarks.faults import cases, split
 from benchmarks.faults.cases import Plan
 from benchmarks.faults.count import Harm, counts
 
-CAUGHT = ("fail", "error", "crash")
-"""A file that kills its runtime, or that the gate refuses with an error, does not ship either."""
+FAILED = ("error", "crash")
+"""Of the case, not of the model: its own error, its time limit, a process that died. Neither caught nor missed."""
 NOT_MADE = ("no place", "not built")
 
 
@@ -32,7 +32,7 @@ class Outcome:
 
     @property
     def caught(self) -> bool:
-        return self.verdict in CAUGHT
+        return self.verdict == "fail"
 
     @property
     def named(self) -> bool:
@@ -60,10 +60,9 @@ def counting(found: Iterable[Outcome]) -> list[Outcome]:
         one
         for one in found
         if one.plan.kind
-        and one.verdict not in NOT_MADE
+        and one.verdict not in (*NOT_MADE, *FAILED)
         and (
             cases.always_counts(one.plan.kind)
-            or (one.sqnr_db is None)  # it died before it could be looked at
             or (clean[one.plan.model] and counts(Harm(one.sqnr_db, one.agreement), clean[one.plan.model]))
         )
     ]
@@ -72,12 +71,14 @@ def counting(found: Iterable[Outcome]) -> list[Outcome]:
 def table(found: list[Outcome]) -> str:
     """The summary, the confusion by kind and by model, and every miss and false alarm."""
     harmful = counting(found)
-    made = [one for one in found if one.verdict not in NOT_MADE]
+    made = [one for one in found if one.verdict not in (*NOT_MADE, *FAILED)]
+    failed = [one for one in found if one.verdict in (*FAILED, "not built")]
     parts = [
         _summary(made, harmful),
         _confusion("kind", made, harmful, lambda one: one.plan.kind, split.HELD_OUT_KINDS),
         _confusion("model", made, harmful, lambda one: one.plan.model, frozenset(split.HELD_OUT_MODELS)),
         _wrong(made, harmful),
+        "\n".join(f"- failed: {one.plan}: {one.verdict}: {one.headline}" for one in failed) or "No case failed.",
     ]
     return "\n\n".join(parts)
 

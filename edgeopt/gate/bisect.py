@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeopt.errors import UsageError
+from edgeopt.gate.differing_layer import computed_by
 from edgeopt.gate.run_folder import RunFolder
-from edgeopt.gate.table_faults import computed_by
 from edgeopt.graph.placement import WEIGHTED
 from edgeopt.passes.quantize.quantize import Quantize
 from edgeopt.pipeline.record import Report

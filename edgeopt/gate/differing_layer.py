@@ -1,4 +1,4 @@
-"""The first layer at which two float graphs of the same names are no longer the same function."""
+"""The first layer at which two float graphs of the same names are not the same function any more; names of layers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from edgeopt.data.samples import Feed
+from edgeopt.graph.placement import FUSED_ACTIVATIONS, WEIGHTED
 from edgeopt.parity.localize import TensorErrors
 from edgeopt.runtimes.onnxruntime import Session
 
@@ -34,6 +35,23 @@ def exposed(model: ir.Model, names: Iterable[str]) -> bytes:
     model.graph.outputs.extend(values[name] for name in names if name in values and name not in known)
     data: bytes = ir.to_proto(model).SerializeToString()
     return data
+
+
+def fused_into(model: ir.Model, name: str | None) -> str:
+    """The weighted node whose result a node passes on, as an activation function that is fused to it; else itself."""
+    node = next((one for one in model.graph if one.name == name), None)
+    while node is not None and node.op_type not in WEIGHTED:
+        source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if source is None or node.op_type not in (*FUSED_ACTIVATIONS, "Reshape", "Flatten", "Softmax"):
+            return name or ""
+        node = source
+    return name or "" if node is None else node.name or ""
+
+
+def computed_by(model: ir.Model, name: str | None) -> str:
+    """A node's name, and the weighted node whose result it passes on."""
+    weighted = fused_into(model, name)
+    return weighted if weighted == (name or "") else f"{name} (of {weighted})"
 
 
 def _is_float(value: ir.Value) -> bool:

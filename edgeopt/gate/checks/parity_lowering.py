@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from edgeopt.errors import EdgeoptError, ModelError
 from edgeopt.gate.check import Figures, Said
+from edgeopt.gate.differing_layer import computed_by
 from edgeopt.gate.evidence import Evidence
-from edgeopt.gate.table_faults import computed_by
 from edgeopt.parity.compare import LevelReport
 from edgeopt.parity.levels import check_artifact, check_quantization
 from edgeopt.pipeline.jobs import PARITY_SAMPLES

@@ -7,10 +7,12 @@ import numpy as np
 from edgeopt.gate import evidence as gate
 from edgeopt.gate import yardstick
 from edgeopt.gate.check import Figures, Said
-from edgeopt.gate.differing_layer import exposed
+from edgeopt.gate.differing_layer import computed_by, exposed, fused_into
 from edgeopt.gate.evidence import Evidence
 from edgeopt.gate.metric_noise import least_sqnr_db
-from edgeopt.gate.table_faults import computed_by, wrong_grids, wrong_weights
+from edgeopt.gate.table_biases import wrong_biases
+from edgeopt.gate.table_grids import wrong_grids
+from edgeopt.gate.table_weights import wrong_weights
 from edgeopt.parity import compare as parity
 from edgeopt.parity.compare import EXACT_DB
 from edgeopt.parity.levels import check_quantization
@@ -42,13 +44,14 @@ def run(evidence: Evidence, target: None) -> Said | None:
     ours = check_quantization(run.graph, evidence.few(PARITY_SAMPLES)).sqnr_db if measured is None else measured.ours_db
     figures: Figures = {"sqnr_db": round(ours, 2)}
     if limit is None and measured is not None:
-        limit = yardstick.required_db(measured, policy.yardstick_margin_db)
+        margin = measured.margin_db(policy.yardstick_margin_db)
+        limit = measured.sqnr_db - margin
         why = f"{measured.how} reaches {measured.sqnr_db:.1f} dB"
         figures |= {"yardstick_db": round(measured.sqnr_db, 2), "beside_yardstick_db": round(ours, 2)}
         details.append(
             f"tolerance {limit:.1f} dB: {measured.how} reaches {measured.sqnr_db:.1f} dB on samples it did not "
-            f"see; less {policy.yardstick_margin_db:g} dB and what chance makes; this run "
-            f"reaches {ours:.1f} dB on the same"
+            f"see; less {margin:.1f} dB, which right conversions differ by and chance makes; this run reaches "
+            f"{ours:.1f} dB on the same"
         )
     if (task := least_sqnr_db(evidence)) is not None:
         figures["task_db"] = round(task, 2)
@@ -58,9 +61,23 @@ def run(evidence: Evidence, target: None) -> Said | None:
         )
         if limit is None:
             limit, why = task, "less loses more answers than the policy allows"
-    faults = [*wrong_weights(evidence), *wrong_grids(evidence)]
+    faults = _in_graph_order(evidence, [*wrong_grids(evidence), *wrong_biases(evidence), *wrong_weights(evidence)])
     located = _jump(evidence, measured)
     more = {"layers": _layers(evidence), "histograms": _histograms(evidence)}
+    if certain := [fault for fault in faults if fault.certain]:
+        named = _explaining(evidence, faults, certain[0])
+        others = list(dict.fromkeys(fault.layer for fault in certain if fault.layer != named.layer))
+        also = f"; wrong too: {', '.join(others[:SHOWN])}" if others else ""
+        expected = f", expected at least {limit:.1f} ({why})" if limit is not None and not ours >= limit else ""
+        return Said(
+            "fail",
+            f"{named.text}{also}; L1 {ours:.1f} dB{expected}",
+            remedy="The table of scales is not what calibration made: convert again; if it stays, a pass is defective.",
+            details=(*details, *[fault.text for fault in faults if fault != named][:SHOWN]),
+            layer=named.layer,
+            figures=figures,
+            evidence=more,
+        )
     if limit is None:
         return Said("inconclusive", f"L1 {ours:.1f} dB, and nothing to hold it against",
                     remedy="Give evaluation data (8 samples or more) or `parity: {min_sqnr_db: …}`.",
@@ -98,6 +115,20 @@ def run(evidence: Evidence, target: None) -> Said | None:
         figures=figures,
         evidence=more,
     )
+
+
+def _explaining(evidence: Evidence, faults: list[gate.Located], certain: gate.Located) -> gate.Located:
+    """The first fault from which ``certain`` may follow: a channel that one layer scales and the next does not undo
+    makes the biases between them look wrong."""
+    order = {node.name: place for place, node in enumerate(evidence.run.graph.model.graph)}
+    place = order.get(certain.layer, -1)
+    return next((f for f in faults if order.get(f.layer, -1) <= place <= order.get(f.until, -1)), certain)
+
+
+def _in_graph_order(evidence: Evidence, faults: list[gate.Located]) -> list[gate.Located]:
+    """Of several at one layer, what is certain first."""
+    order = {node.name: place for place, node in enumerate(evidence.run.graph.model.graph)}
+    return sorted(faults, key=lambda fault: (order.get(fault.layer, -1), not fault.certain))
 
 
 def _jump(evidence: Evidence, measured: yardstick.Yardstick | None) -> parity.Located | None:
@@ -144,8 +175,13 @@ def _agreeing(evidence: Evidence, faults: list[gate.Located], jump: parity.Locat
     if jump is None:
         return None
     order = {node.name: place for place, node in enumerate(evidence.run.graph.model.graph)}
-    place = order.get(jump.node, -1)
-    agreeing = [fault for fault in faults if order.get(fault.layer, 1 << 30) <= place <= order.get(fault.until, -1)]
+    # Where an activation is fused, the error shows behind it, and the layer is before it.
+    places = {order.get(name, -1) for name in (jump.node, fused_into(evidence.run.graph.model, jump.node))}
+    agreeing = [
+        fault
+        for fault in faults
+        if any(order.get(fault.layer, 1 << 30) <= place <= order.get(fault.until, -1) for place in places)
+    ]
     return max(agreeing, key=lambda fault: order[fault.layer]) if agreeing else None
 
 

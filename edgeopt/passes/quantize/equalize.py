@@ -348,7 +348,7 @@ class _Identities:
             case "Gather" if (index := _constant(node, 1)) is not None:
                 return [np.take(first, index, node.attributes.get_int("axis", 0))]
             case "Slice":
-                return _sliced(node, first)
+                return sliced(node, first)
             case _:
                 return None
 
@@ -423,7 +423,8 @@ def _constant(node: ir.Node, index: int) -> Array | None:
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
-def _sliced(node: ir.Node, ids: Array) -> list[Array] | None:
+def sliced(node: ir.Node, ids: Array) -> list[Array] | None:
+    """What a Slice with constant bounds makes of an array of its input's shape; None for other bounds."""
     starts, ends, axes, steps = (_constant(node, index) for index in (1, 2, 3, 4))
     if starts is None or ends is None:
         return None

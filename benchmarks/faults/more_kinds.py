@@ -1,4 +1,4 @@
-"""Faults that the gate was not developed with: written after the others, and run for the first time for the results.
+"""Faults of the second writing: held out in the run of 2026-11-27 02:04 UTC, seen since, and development kinds now.
 
 Of every stage as the others are: table of scales, written file, imported graph, calibration and evaluation data.
 """

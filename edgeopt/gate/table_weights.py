@@ -1,4 +1,4 @@
-"""What is wrong in a table of scales, seen without running it end to end: weights, biases and grids, layer by layer."""
+"""What is wrong in a table's weights, seen without running it, whatever equalisation did to their channels."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgeopt.gate.differing_layer import exposed
 from edgeopt.gate.evidence import Evidence, Located
 from edgeopt.graph.model import constant
 from edgeopt.graph.placement import FUSED_ACTIVATIONS, POOLS, WEIGHTED
 from edgeopt.graph.quantization import Quantization, QuantizedTensor
-from edgeopt.parity.localize import LOCALIZE_SAMPLES
-from edgeopt.runtimes.onnxruntime import Session
 
 FIT_ROUNDS = 16
 PASSED_THROUGH = 6
@@ -23,35 +20,13 @@ UNCOMPENSATED = 0.35
 """Of the logarithm: a factor of 1.4. Rounding moves the fitted factor of a channel by a few hundredths."""
 WEIGHT_STEPS = 2.0
 """Rounding to nearest leaves 0.29 steps (rms), second-order rounding up to about 1: twice that is another number."""
-SATURATED = 0.02
-"""Ranges by weighted error cut off well below a hundredth of the values; two hundredths do not fit."""
-TOO_WIDE = 8.0
-"""A grid may be wider than what a few samples reach; eight times wastes three of its eight bits."""
-SPREAD = 4
-"""Samples on which grids are looked at, times ``LOCALIZE_SAMPLES``."""
 
 
 def wrong_weights(evidence: Evidence) -> list[Located]:
-    """Weights and biases that are not those of the float graph, in graph order. A channel that contributes nothing may
+    """Weights that are not those of the float graph, in graph order. A channel that contributes nothing may
     be among them in a right table too, so they explain a loss and are none."""
     graph = evidence.run.graph
     return list(_weights(graph.model, graph.quantization or Quantization()))
-
-
-def wrong_grids(evidence: Evidence) -> list[Located]:
-    """Grids that do not fit their tensors' values; some models bear them."""
-    return list(_grids(evidence, evidence.run.graph.quantization or Quantization()))
-
-
-def computed_by(model: ir.Model, name: str | None) -> str:
-    """A node's name, and the weighted node whose result it passes on: an activation function is fused to it."""
-    node = next((one for one in model.graph if one.name == name), None)
-    while node is not None and node.op_type not in WEIGHTED:
-        source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-        if source is None or node.op_type not in (*FUSED_ACTIVATIONS, "Reshape", "Flatten", "Softmax"):
-            return name or ""
-        node = source
-    return name or "" if node is None or node.name == name else f"{name} (of {node.name})"
 
 
 def _weights(model: ir.Model, table: Quantization) -> Iterator[Located]:
@@ -68,11 +43,6 @@ def _weights(model: ir.Model, table: Quantization) -> Iterator[Located]:
                 yield Located(node.name or "", f"weights of node {node.name}: {text}", behind)
             elif fitted is not None:
                 gains[node.name or ""] = fitted
-        bias = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-        kept = table.biases.get(node.inputs[2].name or "") if bias is not None and node.inputs[2] is not None else None
-        if bias is not None and bias.any() and kept is not None and not kept.any():
-            text = f"the bias of node {node.name} is missing: all zero, and not so in float"
-            yield Located(node.name or "", text, behind)
     yield from _uncompensated(model, gains)
 
 
@@ -175,39 +145,3 @@ def _reader(node: ir.Node) -> ir.Node | None:
 def _depthwise(node: ir.Node) -> bool:
     group = node.attributes.get("group")
     return group is not None and group.as_int() > 1
-
-
-def _grids(evidence: Evidence, table: Quantization) -> Iterator[Located]:
-    model = evidence.run.graph.model
-    makers = {value.name or "": node.name or "" for node in model.graph for value in node.outputs}
-    names = [name for name in table.activations if name in makers]
-    if not names:
-        return
-    outside: dict[str, float] = dict.fromkeys(names, 0.0)
-    counts: dict[str, int] = dict.fromkeys(names, 0)
-    reach: dict[str, float] = dict.fromkeys(names, 0.0)
-    with Session(exposed(model, names)) as session:
-        for feed in evidence.few(LOCALIZE_SAMPLES * SPREAD):
-            for name, array in session.run(feed, names).items():
-                bounds, scale = table.activations[name].range, float(table.activations[name].scale)
-                outside[name] += float(((array < bounds.low - scale) | (array > bounds.high + scale)).sum())
-                counts[name] += array.size
-                reach[name] = max(reach[name], float(np.abs(array).max(initial=0.0)))
-    order = [value.name for node in model.graph for value in node.outputs if value.name in outside]
-    for name in (name for name in order if name):
-        bounds = table.activations[name].range
-        widest = max(-bounds.low, bounds.high)
-        if counts[name] and outside[name] / counts[name] > SATURATED:
-            yield Located(
-                makers[name],
-                f"node {makers[name]}: {outside[name] / counts[name]:.1%} of the values of '{name}' lie outside its "
-                f"grid [{bounds.low:.3g}, {bounds.high:.3g}] (they reach {reach[name]:.3g})",
-                makers[name],
-            )
-        elif reach[name] > 0 and widest > TOO_WIDE * reach[name] and table.labels.get(name) != "fixed":
-            yield Located(
-                makers[name],
-                f"node {makers[name]}: the grid of '{name}' reaches {widest:.3g}, its values {reach[name]:.3g}: "
-                f"{np.log2(widest / reach[name]):.1f} of 8 bits are wasted",
-                makers[name],
-            )
