@@ -108,6 +108,18 @@ class Confidence(Frozen):
     samples: int
 
 
+class Metadata(Frozen):
+    """What an artifact tells the app that runs it, beside the graph."""
+
+    preprocess: Preprocess | None = None
+    labels: tuple[str, ...] = ()
+    """One per class, in the order of the first output."""
+    confidence: Confidence | None = None
+
+
+NO_METADATA = Metadata()
+
+
 class Artifact(Frozen):
     """One built file (or folder) of one target."""
 

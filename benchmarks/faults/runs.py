@@ -18,6 +18,7 @@ from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.pipeline import jobs
 from edgeopt.pipeline.request import REQUEST, as_text
 from edgeopt.pipeline.store import HOME
+from edgeopt.types import Metadata
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,8 @@ def assemble(
     folder = out / target
     folder.mkdir()
     kind = run.recipe.requested()[target]
-    artifact = kind.lower(
-        written or recorded, folder, preprocess=run.recipe.preprocess, labels=run.recipe.class_names()
-    )
+    told = Metadata(preprocess=run.recipe.preprocess, labels=run.recipe.class_names())
+    artifact = kind.lower(written or recorded, folder, told)
     result_file = steps / f"{target}-{keys[target]}" / jobs.RESULT
     result = json.loads(result_file.read_text())
     result["artifact"] = json.loads(artifact.model_dump_json(by_alias=True))

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 
 from edgeopt.graph.compression import Blocks, Palette
-from edgeopt.graph.model import constant, named_initializer
+from edgeopt.graph.model import OPSET, constant, graph_of, named_initializer, present
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
 
 SMALLEST_HALF = 2.0**-24
@@ -32,7 +33,7 @@ def halved(graph: QuantizedGraph, nodes: Collection[str]) -> QuantizedGraph:
     table = graph.quantization or Quantization()
     weights, compressed = dict(table.weights), dict(table.compressed)
     made: dict[str, ir.Value] = {}
-    for node in model.graph:
+    for node in list(model.graph):
         if node.name not in nodes:
             continue
         for index, value in enumerate(node.inputs):
@@ -43,14 +44,14 @@ def halved(graph: QuantizedGraph, nodes: Collection[str]) -> QuantizedGraph:
                 weights[name] = replace(table.weights[name], params=replace(params, scale=rounded(params.scale)))
             elif name in compressed:
                 compressed[name] = _stored(table.compressed[name])
-            elif array is not None and array.dtype == np.float32:
+            elif array is not None and array.dtype == np.float32 and node.op_type != "Resize":  # its scales are sizes
                 if name not in made:
                     made[name] = named_initializer(model.graph, f"{name}__stored", rounded(array))
                 node.replace_input_with(index, made[name])
-        for attribute in list(node.attributes.values()):
-            if attribute.type == ir.AttributeType.FLOAT:
-                number = float(rounded(np.asarray(attribute.value, np.float32)))
-                node.attributes[attribute.name] = ir.AttrFloat32(attribute.name, number)
+        if node.op_type == "HardSwish":
+            _spell_out(node)
+        for attribute, number in _float_attributes(node).items():
+            node.attributes[attribute] = ir.AttrFloat32(attribute, float(rounded(np.asarray(number, np.float32))))
     if graph.quantization is None:
         return replace(graph, model=model)
     return replace(graph, model=model, quantization=replace(table, weights=weights, compressed=compressed))
@@ -76,6 +77,27 @@ def scales_fit(table: Quantization, weight: ir.Value | None) -> bool:
         return bool(stored.params.scale >= SMALLEST_SCALE_HALF)
     channels = np.moveaxis(stored.integers, axis, 0).reshape(len(stored.params.scale), -1)
     return bool((stored.params.scale[channels.any(1)] >= SMALLEST_SCALE_HALF).all())
+
+
+def _float_attributes(node: ir.Node) -> dict[str, float]:
+    """Also those that stand nowhere, as they are the operator's own (a HardSigmoid's 0.2)."""
+    version = graph_of(node).opset_imports.get(node.domain, OPSET)
+    known = onnx.defs.get_schema(node.op_type, version, node.domain).attributes
+    own = {name: one.default_value for name, one in known.items()}
+    found = {name: one.f for name, one in own.items() if one.type == onnx.AttributeProto.FLOAT}
+    given = {one.name: one.value for one in node.attributes.values() if one.type == ir.AttributeType.FLOAT}
+    return {name: float(number) for name, number in (found | given).items()}
+
+
+def _spell_out(node: ir.Node) -> None:
+    """``HardSwish`` as ``x · HardSigmoid(x)``: so formats write it, and a sixth is not a number of float16."""
+    x = present(node.inputs[0])
+    sixth = float(rounded(np.asarray(1 / 6)))
+    gate = ir.node("HardSigmoid", [x], {"alpha": sixth, "beta": 0.5}, name=f"{node.name}__gate")
+    graph_of(node).insert_before(node, gate)
+    node.op_type = "Mul"
+    node.resize_inputs(2)
+    node.replace_input_with(1, gate.outputs[0])
 
 
 def _stored(weight: Palette | Blocks) -> Palette | Blocks:

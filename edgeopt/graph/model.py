@@ -23,9 +23,6 @@ Array = npt.NDArray[Any]
 OPSET = 20
 """The opset (default domain) that every graph is lifted to when it is imported."""
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm"})
-"""The weighted operators of a canonical graph: activation, weight, bias."""
-
 SOURCE_LINE = "edgeopt.source_line"
 """Key of a node's metadata: the line of the user's module that it comes from. Frontends set it, passes hand it on."""
 

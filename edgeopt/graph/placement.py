@@ -29,6 +29,7 @@ from edgeopt.graph.constraints import Constraints, FixedOutput
 from edgeopt.types import SchemeName
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm"})
+"""The weighted operators of a canonical graph: activation, weight, bias."""
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul"})
 UNARY = frozenset(
     {"Relu", "Clip", "LeakyRelu", "Elu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu", "Softplus", "Mish"}

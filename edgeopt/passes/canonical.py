@@ -18,13 +18,13 @@ import onnx_ir as ir
 from edgeopt.errors import ModelError
 from edgeopt.graph.model import (
     OPSET,
-    WEIGHTED,
     add_initializer,
     constant,
     name_uniquely,
     open_values,
     place,
 )
+from edgeopt.graph.placement import WEIGHTED
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.passes.base import Context, Pass
 from edgeopt.passes.canonicalise_activations import CanonicaliseActivations

@@ -9,7 +9,6 @@ import onnx_ir as ir
 
 from edgeopt.errors import ModelError
 from edgeopt.graph.model import (
-    WEIGHTED,
     Array,
     add_initializer,
     constant,
@@ -22,6 +21,7 @@ from edgeopt.graph.model import (
     set_constant,
     shape,
 )
+from edgeopt.graph.placement import WEIGHTED
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.passes.base import Context, Pass
 

@@ -15,7 +15,8 @@ import onnx_ir as ir
 
 from edgeopt import digest
 from edgeopt.data.samples import Few, LabelledSamples
-from edgeopt.graph.model import WEIGHTED, serialise, shape
+from edgeopt.graph.model import serialise, shape
+from edgeopt.graph.placement import WEIGHTED
 from edgeopt.runtimes.onnxruntime import Session
 
 Array = npt.NDArray[Any]

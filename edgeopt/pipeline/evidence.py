@@ -21,7 +21,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt.data.check import DataStats, InputStats
-from edgeopt.graph.model import WEIGHTED, constant, serialise
+from edgeopt.graph.model import constant, serialise
+from edgeopt.graph.placement import WEIGHTED
 from edgeopt.runtimes.onnxruntime import Session
 
 Array = npt.NDArray[Any]

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from edgeopt.errors import UsageError
 from edgeopt.graph.constraints import Constraints
 from edgeopt.graph.quantization import QuantizedGraph
-from edgeopt.types import Artifact, Confidence, Frozen, Preprocess, Realised, SchemeName
+from edgeopt.types import NO_METADATA, Artifact, Frozen, Metadata, Realised, SchemeName
 
 
 class Target(Frozen, ABC):
@@ -43,19 +43,8 @@ class Target(Frozen, ABC):
         """Refuse a canonical graph that the format cannot be given, before any pass runs: UnsupportedOperator."""
 
     @abstractmethod
-    def lower(
-        self,
-        graph: QuantizedGraph,
-        out: Path,
-        *,
-        preprocess: Preprocess | None = None,
-        labels: tuple[str, ...] = (),
-        confidence: Confidence | None = None,
-    ) -> Artifact:
-        """Write the artifact into the existing folder ``out``. Reads the graph, never changes it.
-
-        ``preprocess``, ``labels`` and ``confidence`` travel in its metadata.
-        """
+    def lower(self, graph: QuantizedGraph, out: Path, metadata: Metadata = NO_METADATA) -> Artifact:
+        """Write the artifact into the existing folder ``out``. Reads the graph, never changes it."""
 
     def own_graph(self, graph: QuantizedGraph) -> QuantizedGraph:
         """The graph with the table that this target writes: the shared one, unless the format has a zero-point rule.

@@ -7,7 +7,7 @@ import json
 import onnx_ir as ir
 
 from edgeopt.formats.onnx import LABELS, PREPROCESS
-from edgeopt.types import CONFIDENCE, Confidence, Preprocess
+from edgeopt.types import CONFIDENCE, Metadata
 
 IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
 """Opset → the IR version of the ONNX release that brought it (onnx's versioning table): an old reader takes both."""
@@ -15,19 +15,17 @@ SMALL_BYTES = 4096
 """Equal constants up to this size are stored once: scales and zero points; larger ones are weights, and differ."""
 
 
-def stamp(
-    model: ir.Model, preprocess: Preprocess | None, labels: tuple[str, ...], confidence: Confidence | None
-) -> None:
-    """IR version of its opset, producer, and as metadata what is given; no other metadata stays."""
+def stamp(model: ir.Model, metadata: Metadata) -> None:
+    """IR version of its opset, producer, and ``metadata``; no other stays."""
     model.ir_version = IR_VERSIONS.get(model.graph.opset_imports[""], max(IR_VERSIONS.values()))
     model.producer_name, model.producer_version = "edgeopt", None
     model.metadata_props.clear()
-    if preprocess is not None:
-        model.metadata_props[PREPROCESS] = preprocess.model_dump_json()
-    if labels:
-        model.metadata_props[LABELS] = json.dumps(labels)
-    if confidence is not None:
-        model.metadata_props[CONFIDENCE] = confidence.model_dump_json()
+    if metadata.preprocess is not None:
+        model.metadata_props[PREPROCESS] = metadata.preprocess.model_dump_json()
+    if metadata.labels:
+        model.metadata_props[LABELS] = json.dumps(metadata.labels)
+    if metadata.confidence is not None:
+        model.metadata_props[CONFIDENCE] = metadata.confidence.model_dump_json()
 
 
 def share_small_constants(graph: ir.Graph) -> None:

@@ -16,7 +16,7 @@ from edgeopt.parity.runners import runnable
 from edgeopt.pipeline import confidence
 from edgeopt.runtimes.onnxruntime import Session
 from edgeopt.targets.base import Target
-from edgeopt.types import Confidence, Preprocess, SchemeName
+from edgeopt.types import Confidence, Metadata, Preprocess, SchemeName
 from tests.contracts.catalogue import TARGETS
 from tests.contracts.net import canonical, content, feeds
 from tests.integration.minmax_table import minmax_table
@@ -37,8 +37,8 @@ def table(scheme: SchemeName, tmp_path: Path) -> QuantizedGraph:
 
 def lowered(kind: type[Target], graph: QuantizedGraph, out: Path):
     out.mkdir()
-    contract = {"preprocess": Preprocess(resize=8, crop=8), "labels": tuple("abcde"), "confidence": SURE}
-    return kind().lower(graph, out, **contract)
+    told = Metadata(preprocess=Preprocess(resize=8, crop=8), labels=tuple("abcde"), confidence=SURE)
+    return kind().lower(graph, out, told)
 
 
 @every_target

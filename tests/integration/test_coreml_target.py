@@ -31,7 +31,7 @@ from edgeopt.targets.coreml import CoremlTarget
 from edgeopt.targets.coreml.realise import realised
 from edgeopt.targets.onnx import Onnx
 from edgeopt.targets.registry import TARGETS, all_constraints
-from edgeopt.types import Preprocess
+from edgeopt.types import Metadata, Preprocess
 from tests.integration.minmax_table import minmax_table
 from tests.integration.small_nets import Net, attention, classifier, detector, samples
 
@@ -50,7 +50,7 @@ def compressed(model: ir.Model, scheme: str, tmp_path: Path) -> QuantizedGraph:
 def lowered(graph: QuantizedGraph, out: Path, **options):
     out.mkdir(exist_ok=True)
     given = {name: options.pop(name) for name in ("preprocess", "labels") if name in options}
-    artifact = CoremlTarget(**options).lower(graph, out, **given)
+    artifact = CoremlTarget(**options).lower(graph, out, Metadata(**given))
     return artifact, out / artifact.path
 
 

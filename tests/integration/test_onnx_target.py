@@ -20,7 +20,7 @@ from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.parity.levels import check_artifact, check_quantization
 from edgeopt.runtimes.onnxruntime import Session, saturates
 from edgeopt.targets.onnx import Onnx
-from edgeopt.types import Preprocess, SchemeName
+from edgeopt.types import Metadata, Preprocess, SchemeName
 from tests.integration.minmax_table import minmax_table
 from tests.integration.small_nets import Net, attention, classifier, detector, samples
 
@@ -327,7 +327,7 @@ def test_same_graph_same_bytes_and_the_graph_is_left_alone(tmp_path: Path) -> No
 
 def test_the_contract_travels_with_the_file(tmp_path: Path) -> None:
     preprocess = Preprocess(resize=20, crop=16, mean=(0.5,), std=(0.25,))
-    Onnx().lower(quantized(classifier()), tmp_path, preprocess=preprocess, labels=("cat", "dog"))
+    Onnx().lower(quantized(classifier()), tmp_path, Metadata(preprocess=preprocess, labels=("cat", "dog")))
     summary = onnx_format.summarise(tmp_path / "model.onnx")
     assert summary.preprocess == preprocess
     assert summary.labels == ("cat", "dog")

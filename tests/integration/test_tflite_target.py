@@ -18,7 +18,7 @@ from edgeopt.graph.quantization import Quantization, QuantizedGraph
 from edgeopt.runtimes import litert, onnxruntime
 from edgeopt.targets.tflite import TfliteTarget
 from edgeopt.targets.tflite.realise import realised
-from edgeopt.types import Preprocess
+from edgeopt.types import Metadata, Preprocess
 from tests.integration.minmax_table import minmax_table
 from tests.integration.small_nets import Net, attention, classifier, detector, samples
 from tests.integration.tflite_segments import run_both, steps_off
@@ -297,7 +297,9 @@ def test_concat_of_unequal_grids_is_requantized(tmp_path):
 
 def test_contract_and_labels_travel_with_the_file(tmp_path):
     contract = Preprocess(resize=20, crop=16, mean=(0.5,), std=(0.25,))
-    artifact = TfliteTarget().lower(quantized(classifier()), tmp_path, preprocess=contract, labels=("null", "één"))
+    artifact = TfliteTarget().lower(
+        quantized(classifier()), tmp_path, Metadata(preprocess=contract, labels=("null", "één"))
+    )
     metadata = tflite.read(tmp_path / artifact.path).metadata
     stored = Preprocess.model_validate_json(metadata["edgeopt.preprocess"])
     assert stored == contract.model_copy(update={"layout": "nhwc"}) == artifact.preprocess

@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 
 from edgeopt.frontends.onnx import load_onnx
-from edgeopt.graph.model import OPSET, WEIGHTED, constant, serialise, shape
+from edgeopt.graph.model import OPSET, constant, serialise, shape
+from edgeopt.graph.placement import WEIGHTED
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.passes.base import Context
 from edgeopt.passes.canonical import canonicalise

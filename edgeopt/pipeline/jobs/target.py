@@ -33,7 +33,7 @@ from edgeopt.pipeline.jobs.source import ImportResult
 from edgeopt.pipeline.record import Metric, Metrics
 from edgeopt.recipe.schema import ParityLimits
 from edgeopt.targets.base import Target
-from edgeopt.types import Artifact, Frozen
+from edgeopt.types import Artifact, Frozen, Metadata
 
 SAVED_SAMPLES = 8
 """That travel with an artifact, to be compared on the device: few, as they are as large as the model's inputs."""
@@ -96,7 +96,9 @@ def build_target(job: TargetJob) -> None:
         calibration = job.inputs.open("calibration", imported.signature)
         sure = confidence.fit(graph, calibration, threads=job.threads)
     with stage(f"{name}: write"):
-        artifact = job.target.lower(graph, folder, preprocess=imported.preprocess, labels=job.labels, confidence=sure)
+        artifact = job.target.lower(
+            graph, folder, Metadata(preprocess=imported.preprocess, labels=job.labels, confidence=sure)
+        )
         if artifact.realised is None:
             realised = job.target.realised(folder / artifact.path, graph)
             artifact = artifact.model_copy(update={"realised": realised})

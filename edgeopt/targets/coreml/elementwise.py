@@ -163,9 +163,9 @@ def selu(e: Emitter, node: ir.Node) -> None:
 
 
 def celu(e: Emitter, node: ir.Node) -> None:
-    """α · (exp(x / α) − 1) below zero: an ELU of x / α, times α."""
+    """α · (exp(x / α) − 1) below zero: an ELU of x / α, times the same α, also where float16 rounds it."""
     alpha = node.attributes.get_float("alpha", 1.0)
-    scaled = e.mb.mul(x=e.var(node.inputs[0]), y=e.number(1 / alpha), name=e.temporary("scaled"))
+    scaled = e.mb.real_div(x=e.var(node.inputs[0]), y=e.number(alpha), name=e.temporary("scaled"))
     bent = e.mb.elu(x=scaled, alpha=e.number(1.0), name=e.temporary("elu"))
     e.write(node, e.mb.mul(x=bent, y=e.number(alpha), name=e.name(node)))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -43,40 +45,26 @@ def _pads(node: ir.Node) -> tuple[list[int], list[int], list[int]]:
 
 
 def max_pool(e: Emitter, node: ir.Node) -> None:
-    begins, ends, given = _pads(node)
-    # The pads as given where an axis is open: those that windows read depend on its size.
-    ends = given if e.open_axis and not node.attributes.get_int("ceil_mode", 0) else ends
-    e.write(
-        node,
-        e.mb.max_pool(
-            x=e.var(node.inputs[0]),
-            kernel_sizes=list(ints(node, "kernel_shape", ())),
-            strides=list(ints(node, "strides", (1,) * len(begins))),
-            pad_type="custom",
-            pad=interleaved([*begins, *ends]),
-            name=e.name(node),
-        ),
-    )
+    e.write(node, e.mb.max_pool(**_windows(e, node), name=e.name(node)))
 
 
 def average_pool(e: Emitter, node: ir.Node) -> None:
+    inside = not node.attributes.get_int("count_include_pad", 0)
+    e.write(node, e.mb.avg_pool(**_windows(e, node), exclude_padding_from_average=inside, name=e.name(node)))
+
+
+def _windows(e: Emitter, node: ir.Node) -> dict[str, Any]:
+    """What both kinds of pooling read, and where."""
     begins, ends, given = _pads(node)
+    # The pads as given where an axis is open: those that windows read depend on its size.
     ends = given if e.open_axis and not node.attributes.get_int("ceil_mode", 0) else ends
-    e.write(
-        node,
-        e.mb.avg_pool(
-            x=e.var(node.inputs[0]),
-            kernel_sizes=list(ints(node, "kernel_shape", ())),
-            strides=list(ints(node, "strides", (1,) * len(begins))),
-            pad_type="custom",
-            pad=interleaved([*begins, *ends]),
-            exclude_padding_from_average=not node.attributes.get_int("count_include_pad", 0),
-            name=e.name(node),
-        ),
-    )
-
-
-# --- pixels and channels
+    return {
+        "x": e.var(node.inputs[0]),
+        "kernel_sizes": list(ints(node, "kernel_shape", ())),
+        "strides": list(ints(node, "strides", (1,) * len(begins))),
+        "pad_type": "custom",
+        "pad": interleaved([*begins, *ends]),
+    }
 
 
 def check_blocks(node: ir.Node) -> str | None:

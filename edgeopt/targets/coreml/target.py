@@ -25,8 +25,9 @@ from edgeopt.targets.coreml.deployment import OLDEST, Minimum, lowest_for, refus
 from edgeopt.targets.coreml.program import Built, Interface, Pixels, build, quiet
 from edgeopt.types import (
     CONFIDENCE,
+    NO_METADATA,
     Artifact,
-    Confidence,
+    Metadata,
     Preprocess,
     Realised,
     SchemeName,
@@ -96,15 +97,7 @@ class CoremlTarget(Target):
             raise MissingPackage("coremltools", "coreml", "the target coreml")
         operators.check(model.graph, self.minimum or OLDEST)
 
-    def lower(
-        self,
-        graph: QuantizedGraph,
-        out: Path,
-        *,
-        preprocess: Preprocess | None = None,
-        labels: tuple[str, ...] = (),
-        confidence: Confidence | None = None,
-    ) -> Artifact:
+    def lower(self, graph: QuantizedGraph, out: Path, metadata: Metadata = NO_METADATA) -> Artifact:
         """Write ``model.mlpackage`` into ``out``.
 
         Raises:
@@ -120,10 +113,10 @@ class CoremlTarget(Target):
             minimum = self.minimum or lowest_for(schemes)
             model = to_qdq(graph)
             operators.check(model.graph, minimum)
-            interface = self._interface(model.graph, preprocess, labels)
+            interface = self._interface(model.graph, metadata.preprocess, metadata.labels)
             built = build(model, table, self._half(graph), minimum, interface)
             path = out / FILE_NAME
-            _add_metadata(built, graph, preprocess, labels, confidence)
+            _add_metadata(built, graph, metadata)
             package.write(path, built.spec, built.weights)
         return Artifact(
             target=self.name,
@@ -132,8 +125,8 @@ class CoremlTarget(Target):
             size_bytes=digest.size_bytes(path),
             signature=_signature(model, built, interface),
             names={ours: theirs for ours, theirs in built.names.items() if ours != theirs},
-            preprocess=preprocess,
-            confidence=confidence,
+            preprocess=metadata.preprocess,
+            confidence=metadata.confidence,
             realised=self.realised(path, graph),
             float_dtype="float16" if self._default_half(graph) else "float32",
         )
@@ -235,30 +228,24 @@ def _signature(model: ir.Model, built: Built, interface: Interface) -> Signature
     return Signature(inputs=tuple(map(spec, model.graph.inputs)), outputs=tuple(map(spec, model.graph.outputs)))
 
 
-def _add_metadata(
-    built: Built,
-    graph: QuantizedGraph,
-    preprocess: Preprocess | None,
-    labels: tuple[str, ...],
-    confidence: Confidence | None,
-) -> None:
-    metadata = built.spec.description.metadata
-    metadata.Clear()
-    metadata.shortDescription = "Written by edgeopt"
+def _add_metadata(built: Built, graph: QuantizedGraph, metadata: Metadata) -> None:
+    description = built.spec.description.metadata
+    description.Clear()
+    description.shortDescription = "Written by edgeopt"
     told: dict[str, object] = {
         TENSORS: {name: list(pair) for name, pair in built.tensors.items()},
         WEIGHTS: dict(built.weight_vars),
         NAMES: {ours: theirs for ours, theirs in built.names.items() if ours != theirs},
-        LABELS: list(labels),
+        LABELS: list(metadata.labels),
     }
     for key, value in told.items():
         if value:
-            metadata.userDefined[key] = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    if preprocess is not None:
-        metadata.userDefined[PREPROCESS] = preprocess.model_dump_json()
-    if confidence is not None:
-        metadata.userDefined[CONFIDENCE] = confidence.model_dump_json()
-    metadata.userDefined[PROVENANCE] = _provenance(graph)
+            description.userDefined[key] = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    if metadata.preprocess is not None:
+        description.userDefined[PREPROCESS] = metadata.preprocess.model_dump_json()
+    if metadata.confidence is not None:
+        description.userDefined[CONFIDENCE] = metadata.confidence.model_dump_json()
+    description.userDefined[PROVENANCE] = _provenance(graph)
 
 
 def _provenance(graph: QuantizedGraph) -> str:

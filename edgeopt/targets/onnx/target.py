@@ -29,7 +29,7 @@ from edgeopt.targets.onnx.movement import move_integers, slice_blocks
 from edgeopt.targets.onnx.realised import read_realised
 from edgeopt.targets.onnx.weights import drop_zero_points, fold_weights, quantize_at_run_time, shift_weights
 from edgeopt.targets.onnx_file import serialised, share_small_constants, stamp, strip_notes
-from edgeopt.types import Artifact, Confidence, IoType, Preprocess, Realised, Signature
+from edgeopt.types import NO_METADATA, Artifact, IoType, Metadata, Realised, Signature
 
 
 class Onnx(Target):
@@ -59,15 +59,7 @@ class Onnx(Target):
     io: IoType = "float32"
     gates: Literal["int8", "float32"] = "int8"
 
-    def lower(
-        self,
-        graph: QuantizedGraph,
-        out: Path,
-        *,
-        preprocess: Preprocess | None = None,
-        labels: tuple[str, ...] = (),
-        confidence: Confidence | None = None,
-    ) -> Artifact:
+    def lower(self, graph: QuantizedGraph, out: Path, metadata: Metadata = NO_METADATA) -> Artifact:
         """Write ``model.onnx`` into ``out``.
 
         Raises:
@@ -106,7 +98,7 @@ class Onnx(Target):
         for node in model.graph:
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 node.name = None
-        stamp(model, preprocess, labels, confidence)
+        stamp(model, metadata)
         if grids:
             model.metadata_props[IO_QUANTIZATION] = json.dumps(grids, sort_keys=True)
         data = serialised(model)
@@ -120,8 +112,8 @@ class Onnx(Target):
             signature=Signature(
                 inputs=tuple(map(spec, model.graph.inputs)), outputs=tuple(map(spec, model.graph.outputs))
             ),
-            preprocess=preprocess,
-            confidence=confidence,
+            preprocess=metadata.preprocess,
+            confidence=metadata.confidence,
             realised=self.realised(path, graph),
         )
 

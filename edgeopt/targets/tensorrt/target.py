@@ -31,7 +31,7 @@ from edgeopt.targets.tensorrt.write import (
     write_half,
     write_model,
 )
-from edgeopt.types import Artifact, Confidence, Engine, Preprocess, Realised, Signature
+from edgeopt.types import NO_METADATA, Artifact, Engine, Metadata, Realised, Signature
 
 
 class TensorrtTarget(Target):
@@ -82,15 +82,7 @@ class TensorrtTarget(Target):
         """Refuse a canonical graph with an operator that the release does not read: UnsupportedOperator."""
         check_operators(model, self.release())
 
-    def lower(
-        self,
-        graph: QuantizedGraph,
-        out: Path,
-        *,
-        preprocess: Preprocess | None = None,
-        labels: tuple[str, ...] = (),
-        confidence: Confidence | None = None,
-    ) -> Artifact:
+    def lower(self, graph: QuantizedGraph, out: Path, metadata: Metadata = NO_METADATA) -> Artifact:
         """Write the bundle into ``out``; its samples come with ``finish``.
 
         Raises:
@@ -99,18 +91,18 @@ class TensorrtTarget(Target):
         """
         release, graph = self.release(), own_table(graph)
         gpu = Version(release.release, release.jetpack)
-        model = write_model(graph, release, preprocess, labels, confidence)
+        model = write_model(graph, release, metadata)
         verdicts = {bundle.MODEL: _written(out / bundle.MODEL, serialised(model), gpu)}
         if self.fp16:
             half = serialised(write_half(graph, release))
             verdicts[bundle.HALF_MODEL] = _written(out / bundle.HALF_MODEL, half, gpu)
         if release.dla:
-            plain = serialised(write_float(graph, release, preprocess, labels))
+            plain = serialised(write_float(graph, release, metadata))
             verdicts[bundle.DLA_MODEL] = _written(out / bundle.DLA_MODEL, plain, release)
             cache = bundle.calibration_cache(dequantized_scales(graph))
             (out / runtime.CALIBRATION).write_text(cache, encoding="ascii")
         bundle.write_rules(out, verdicts)
-        bundle.write_confidence(out, confidence)
+        bundle.write_confidence(out, metadata.confidence)
         bundle.write_build(out, release, half=self.fp16)
         stored = load(out / bundle.MODEL).graph
         signature = Signature(inputs=tuple(map(spec, stored.inputs)), outputs=tuple(map(spec, stored.outputs)))
@@ -122,8 +114,8 @@ class TensorrtTarget(Target):
             digest=digest.of_path(out),
             size_bytes=digest.size_bytes(out / bundle.MODEL),
             signature=signature,
-            preprocess=preprocess,
-            confidence=confidence,
+            preprocess=metadata.preprocess,
+            confidence=metadata.confidence,
             realised=self.realised(out, graph),
             emulation=bundle.MODEL,
             not_built=f"build it on the device: {bundle.BUILD} or {bundle.RUNNER} in the bundle, for {release.label}",

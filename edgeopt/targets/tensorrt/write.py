@@ -28,24 +28,18 @@ from edgeopt.targets.fp16 import compute_in_fp16
 from edgeopt.targets.onnx_file import stamp, strip_notes
 from edgeopt.targets.tensorrt.operators import repair
 from edgeopt.targets.tensorrt.versions import Version
-from edgeopt.types import Confidence, Preprocess
+from edgeopt.types import NO_METADATA, Metadata
 
 Array = npt.NDArray[Any]
 
 
-def write_model(
-    graph: QuantizedGraph,
-    version: Version,
-    preprocess: Preprocess | None,
-    labels: tuple[str, ...],
-    confidence: Confidence | None = None,
-) -> ir.Model:
+def write_model(graph: QuantizedGraph, version: Version, metadata: Metadata) -> ir.Model:
     """The model of the bundle.
 
     Args:
         graph: with TensorRT's own table.
         version: the release it is for.
-        preprocess, labels, confidence: what travels in the file's metadata.
+        metadata: what travels in the file.
 
     Raises:
         UnsupportedOperator: one that the release does not read.
@@ -56,7 +50,7 @@ def write_model(
     _float_biases(model.graph)
     _float_weights(model.graph, table, integer_weights=version.integer_weights)
     compute_in_fp16(model.graph, lambda node: table.scheme(node) == "fp16")
-    return finished(model, version, preprocess, labels, confidence)
+    return finished(model, version, metadata)
 
 
 def write_half(graph: QuantizedGraph, version: Version) -> ir.Model:
@@ -66,9 +60,7 @@ def write_half(graph: QuantizedGraph, version: Version) -> ir.Model:
     return finished(model, version)
 
 
-def write_float(
-    graph: QuantizedGraph, version: Version, preprocess: Preprocess | None, labels: tuple[str, ...]
-) -> ir.Model:
+def write_float(graph: QuantizedGraph, version: Version, metadata: Metadata) -> ir.Model:
     """For the DLA: no pairs, and weights and biases as the float values of their integers.
 
     The table's, not the float graph's: equalisation scaled channels there, and the activation grids are for those.
@@ -85,16 +77,10 @@ def write_float(
         if was_output:
             real.name, read.name = read.name, None
         model.graph.remove([node, quantize], safe=True)
-    return finished(model, version, preprocess, labels)
+    return finished(model, version, metadata)
 
 
-def finished(
-    model: ir.Model,
-    version: Version,
-    preprocess: Preprocess | None = None,
-    labels: tuple[str, ...] = (),
-    confidence: Confidence | None = None,
-) -> ir.Model:
+def finished(model: ir.Model, version: Version, metadata: Metadata = NO_METADATA) -> ir.Model:
     """The model in the release's opset, without what is not the model."""
     for node in list(model.graph):
         if node.op_type == "Pad":
@@ -102,7 +88,7 @@ def finished(
     model = _in_opset(model, version)
     remove_unused(model.graph)
     strip_notes(model.graph)
-    stamp(model, preprocess, labels, confidence)
+    stamp(model, metadata)
     return model
 
 

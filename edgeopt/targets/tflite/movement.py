@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from edgeopt.formats.tflite import Layout
 from edgeopt.targets.tflite import layout as lay
-from edgeopt.targets.tflite.attributes import Array, constant, constant_input, has_input, shape_of
+from edgeopt.targets.tflite.attributes import constant, constant_input, has_input, shape_of
 from edgeopt.targets.tflite.elementwise import common_layout
 from edgeopt.targets.tflite.emit import Emitter, Stored, one_grid, options
-from edgeopt.targets.tflite.joining import concatenated, lines_around, repeated, shortened, sliced
+from edgeopt.targets.tflite.joining import every, repeated, shortened, sliced
 from edgeopt.targets.tflite.weighted import VALID
 
 MOST_COPIES = 25
@@ -286,7 +286,7 @@ def slice_(e: Emitter, node: ir.Node) -> None:
     elif len(strides) == 4 and strides[0] == strides[3] == 1 and value.dtype == ir.DataType.FLOAT:
         write_every_pixel(e, out, x, begins, (strides[1], strides[2]))
     elif (at := _only_regular(e.shape(x.index), begins, strides, lay.stored_shape(layout))) is not None:
-        index = _every(e, x.index, at, strides[at], begins[at])
+        index = every(e, x.index, at, strides[at], begins[at])
         write_reshape(e, out, index, layout, lay.stored_shape(layout))
     else:
         ends = [b + (n - 1) * s + 1 for b, n, s in zip(begins, lay.stored_shape(layout), strides, strict=True)]
@@ -342,178 +342,3 @@ def _bounds(node: ir.Node, shape: tuple[int, ...]) -> tuple[list[int], list[int]
         start, _, _ = slice(int(given[position]), None, step).indices(shape[axis])
         starts[axis], steps[axis] = start, step
     return starts, steps
-
-
-# --- Gather
-
-
-def check_gather(node: ir.Node) -> str | None:
-    if constant_input(node, 1) is None and len(shape_of(node.inputs[1])) > 1:
-        return "computed indices of more than one axis"
-    return None
-
-
-def gather(e: Emitter, node: ir.Node) -> None:
-    """SLICE for a run of indices, RESHAPE and TRANSPOSE for a shuffle, and GATHER for what is neither."""
-    value, out = node.inputs[0], node.outputs[0]
-    assert value is not None
-    shape = shape_of(value)
-    graph_axis = node.attributes.get_int("axis", 0) % len(shape)
-    indices = constant_input(node, 1)
-    if indices is None or indices.ndim > 1:
-        _gather(e, node, graph_axis, None if indices is None else indices)
-        return
-    flat = np.atleast_1d(indices).astype(np.int64) % shape[graph_axis]
-    x = e.read(value)
-    axis = x.perm.index(graph_axis)
-    kept = [*shape]
-    kept[graph_axis] = len(flat)
-    layout = lay.plain(kept, x.perm)
-    run = np.arange(flat[0], flat[0] + len(flat))
-    if np.array_equal(flat, run):
-        begins = [0] * len(shape)
-        begins[axis] = int(flat[0])
-        index = sliced(e, x.index, begins, lay.stored_shape(layout))
-    elif (factor := _shuffle(flat, shape[graph_axis])) is not None:
-        index = _shuffled(e, x.index, axis, factor)
-    elif (stride := _regular(flat, shape[graph_axis])) is not None:
-        index = _every(e, x.index, axis, stride, int(flat[0]))
-    else:
-        where = e.constant("indices", flat.astype(np.int32))
-        index = e.step("GATHER", (x.index, where), lay.stored_shape(layout), options("Gather", axis=axis), like=x.index)
-    if indices.ndim == 0:
-        perm = tuple(a - (a > graph_axis) for a in x.perm if a != graph_axis)
-        layout = lay.plain(shape_of(out), perm)
-    write_reshape(e, out, index, layout, lay.stored_shape(layout))
-
-
-def _gather(e: Emitter, node: ir.Node, axis: int, indices: Array | None) -> None:
-    value, out = node.inputs[0], node.outputs[0]
-    assert value is not None
-    x = e.read(value, lay.identity(len(shape_of(value))))
-    if indices is not None:
-        where = e.constant("indices", (indices % shape_of(value)[axis]).astype(np.int32))
-    else:
-        where = e.read(node.inputs[1]).index
-    e.write(out, "GATHER", (x.index, where), lay.plain(shape_of(out)), options("Gather", axis=axis))
-
-
-def _shuffle(indices: Array, size: int) -> int | None:
-    """g where the indices are those of a channel shuffle, ``(g, size/g)`` read column by column."""
-    if len(indices) != size or size < 4 or indices[0] != 0:
-        return None
-    step = int(indices[1])
-    if step < 2 or size % step:
-        return None
-    return size // step if np.array_equal(indices, np.arange(size).reshape(size // step, step).T.reshape(-1)) else None
-
-
-def _shuffled(e: Emitter, index: int, axis: int, groups: int) -> int:
-    shape = e.shape(index)
-    apart = (*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
-    order = [*range(axis), axis + 1, axis, *range(axis + 2, len(apart))]
-    return e.reshape(e.transpose(e.reshape(index, apart), order), shape)
-
-
-def _regular(indices: Array, size: int) -> int | None:
-    """s where the indices are every s-th of an axis that s divides."""
-    if len(indices) < 2:
-        return None
-    step = int(indices[1] - indices[0])
-    regular = step > 1 and size == step * len(indices) and indices[0] < step
-    return step if regular and np.array_equal(indices, np.arange(indices[0], size, step)) else None
-
-
-def _every(e: Emitter, index: int, axis: int, stride: int, first: int) -> int:
-    """Every ``stride``-th of an axis that it divides: the axis folded in two, and one slice of the folds.
-
-    For the last axis folds lie value by value; one TRANSPOSE, which all slices of it share, makes them runs. It is
-    what a channel shuffle asks for, and six times as fast as slices of single values.
-    """
-    shape = e.shape(index)
-    kept = shape[axis] // stride
-    before, behind = int(np.prod(shape[:axis])), int(np.prod(shape[axis + 1 :]))
-    if behind > 1:
-        folded = e.reshape(index, (before * kept, stride, behind))
-        part = sliced(e, folded, (0, first, 0), (before * kept, 1, behind))
-    else:
-        runs = e.shared(("runs", index, stride), lambda: _runs_of_last(e, index, before * kept, stride))
-        part = sliced(e, runs, (first, 0), (1, before * kept))
-    return e.reshape(part, (*shape[:axis], kept, *shape[axis + 1 :]))
-
-
-def _runs_of_last(e: Emitter, index: int, count: int, stride: int) -> int:
-    return e.transpose(e.reshape(index, (count, stride)), (1, 0))
-
-
-# --- Pad
-
-
-def check_pad(node: ir.Node) -> str | None:
-    if node.attributes.get_string("mode", "constant") not in ("constant", "reflect", "edge", "wrap"):
-        return f"mode {node.attributes.get_string('mode', 'constant')}"
-    if constant_input(node, 1) is None:
-        return "pads that are computed"
-    return None
-
-
-def pad(e: Emitter, node: ir.Node) -> None:
-    value, out = node.inputs[0], node.outputs[0]
-    assert value is not None
-    shape = shape_of(value)
-    x = e.read(value)
-    given, axes_given = constant_input(node, 1), constant_input(node, 3)
-    assert given is not None
-    axes = range(len(shape)) if axes_given is None else [int(axis) % len(shape) for axis in axes_given]
-    pads = dict.fromkeys(range(len(shape)), (0, 0))
-    for position, axis in enumerate(axes):
-        pads[axis] = int(given[position]), int(given[position + len(given) // 2])
-    if any(amount < 0 for pair in pads.values() for amount in pair):
-        begins = [max(0, -pads[axis][0]) for axis in x.perm]
-        sizes = [shape[a] - max(0, -pads[a][0]) - max(0, -pads[a][1]) for a in x.perm]
-        x = Stored(sliced(e, x.index, begins, sizes), x.layout)
-        pads = {axis: (max(0, pair[0]), max(0, pair[1])) for axis, pair in pads.items()}
-    layout = lay.plain(shape_of(out), x.perm)
-    amounts = e.constant("pads", np.asarray([pads[axis] for axis in x.perm], np.int32))
-    if not any(amount for pair in pads.values() for amount in pair):
-        e.alias(out, Stored(x.index, layout))
-        return
-    mode = node.attributes.get_string("mode", "constant")
-    if mode != "constant":
-        index = x.index
-        for position, axis in enumerate(x.perm):
-            index = lines_around(e, index, position, *_lines(mode, e.shape(index)[position], *pads[axis]))
-        write_reshape(e, out, index, layout, lay.stored_shape(layout))
-        return
-    filler = constant_input(node, 2)
-    number = 0.0 if filler is None or not filler.size else float(filler.reshape(-1)[0])
-    if number == 0.0:
-        e.write(out, "PAD", (x.index, amounts), layout, options("Pad"))
-        return
-    index = x.index
-    for position, axis in enumerate(x.perm):
-        shape = e.shape(index)
-        shapes = [(*shape[:position], amount, *shape[position + 1 :]) for amount in pads[axis]]
-        before, behind = (_filled(e, size, number, out) if 0 not in size else None for size in shapes)
-        parts = [part for part in (before, index, behind) if part is not None]
-        index = concatenated(e, parts, position)
-    write_reshape(e, out, index, layout, lay.stored_shape(layout))
-
-
-def _filled(e: Emitter, shape: tuple[int, ...], number: float, out: ir.Value) -> int:
-    """A constant to stand beside a tensor; PADV2, which would pad with other than zero, the delegate does not take."""
-    values = np.full(shape, number, np.float32)
-    if not e.native:
-        return e.constant("filler", values)
-    grid = e.grid(out)
-    assert grid is not None
-    return e.tensor("filler", shape, "int8", data=grid.quantize(values), grid=grid)
-
-
-def _lines(mode: str, size: int, before: int, behind: int) -> tuple[list[int], list[int]]:
-    """Which lines stand before and behind an axis of ``size`` that is padded with its own values."""
-    if mode == "reflect":
-        return list(range(before, 0, -1)), list(range(size - 2, size - 2 - behind, -1))
-    if mode == "edge":
-        return [0] * before, [size - 1] * behind
-    return list(range(size - before, size)), list(range(behind))

@@ -11,6 +11,7 @@ from edgeopt.errors import ModelError
 from edgeopt.graph.model import place
 from edgeopt.targets.refusal import unfit, unknown, unwritable
 from edgeopt.targets.tflite import elementwise as el
+from edgeopt.targets.tflite import gather, padding
 from edgeopt.targets.tflite import movement as mv
 from edgeopt.targets.tflite import pixels as px
 from edgeopt.targets.tflite import reductions as rd
@@ -105,8 +106,8 @@ LOWERINGS: Mapping[str, Lowering] = {
     "Concat": Lowering(mv.concat, mv.native_concat),
     "Split": _mover(mv.split),
     "Slice": _mover(mv.slice_, mv.check_slice),
-    "Gather": _mover(mv.gather, mv.check_gather),
-    "Pad": _mover(mv.pad, mv.check_pad),
+    "Gather": _mover(gather.gather, gather.check_gather),
+    "Pad": _mover(padding.pad, padding.check_pad),
     "MaxPool": _mover(px.max_pool, px.check_max_pool),
     "DepthToSpace": _mover(px.depth_to_space, px.check_blocks),
     "SpaceToDepth": _mover(px.space_to_depth, px.check_blocks),

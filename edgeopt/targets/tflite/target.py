@@ -19,7 +19,18 @@ from edgeopt.targets.tflite import layout as lay
 from edgeopt.targets.tflite import operators, realise
 from edgeopt.targets.tflite.attributes import shape_of
 from edgeopt.targets.tflite.emit import FLOAT_SUFFIX, INTEGERS_SUFFIX, Emitter, Stored, dtype_of
-from edgeopt.types import CONFIDENCE, Artifact, Confidence, IoType, Layout, Preprocess, Realised, Signature, TensorSpec
+from edgeopt.types import (
+    CONFIDENCE,
+    NO_METADATA,
+    Artifact,
+    IoType,
+    Layout,
+    Metadata,
+    Preprocess,
+    Realised,
+    Signature,
+    TensorSpec,
+)
 
 FILE_NAME = "model.tflite"
 PREPROCESS = "edgeopt.preprocess"
@@ -51,15 +62,7 @@ class TfliteTarget(Target):
         """Refuse what cannot be lowered before any work begins: UnsupportedOperator."""
         operators.check(model.graph)
 
-    def lower(
-        self,
-        graph: QuantizedGraph,
-        out: Path,
-        *,
-        preprocess: Preprocess | None = None,
-        labels: tuple[str, ...] = (),
-        confidence: Confidence | None = None,
-    ) -> Artifact:
+    def lower(self, graph: QuantizedGraph, out: Path, metadata: Metadata = NO_METADATA) -> Artifact:
         """Write ``model.tflite`` into ``out``.
 
         Raises:
@@ -84,8 +87,9 @@ class TfliteTarget(Target):
         layouts = {name: layout for name, layout in layouts.items() if name in present}
         names = [value.name or "" for value in (*source.inputs, *source.outputs)]
         file_layouts = {name: layouts[name].perm for name in names if name in layouts}
-        model.metadata = _metadata(_in_file(preprocess, file_layouts), labels, layouts, confidence)
-        files = {LABEL_FILE: "\n".join((*labels, "")).encode()} if labels else {}
+        preprocess = _in_file(metadata.preprocess, file_layouts)
+        model.metadata = _entries(metadata.model_copy(update={"preprocess": preprocess}), layouts)
+        files = {LABEL_FILE: "\n".join((*metadata.labels, "")).encode()} if metadata.labels else {}
         data = tflite.with_files(tflite.write(model), files)
         path = out / FILE_NAME
         path.write_bytes(data)
@@ -99,8 +103,8 @@ class TfliteTarget(Target):
                 outputs=tuple(_spec(model, name, index) for name, index in model.signature_outputs.items()),
             ),
             layouts=file_layouts,
-            preprocess=_in_file(preprocess, file_layouts),
-            confidence=confidence,
+            preprocess=preprocess,
+            confidence=metadata.confidence,
             realised=self.realised(path, graph),
         )
 
@@ -213,22 +217,17 @@ def _layouts(e: Emitter) -> dict[str, tflite.Layout]:
     return found
 
 
-def _metadata(
-    preprocess: Preprocess | None,
-    labels: tuple[str, ...],
-    layouts: dict[str, tflite.Layout],
-    confidence: Confidence | None,
-) -> dict[str, bytes]:
-    metadata: dict[str, bytes] = {}
-    if preprocess is not None:
-        metadata[PREPROCESS] = _json(preprocess.model_dump(mode="json"))
-    if labels:
-        metadata[LABELS] = _json(list(labels))
-    if confidence is not None:
-        metadata[CONFIDENCE] = _json(confidence.model_dump(mode="json"))
+def _entries(metadata: Metadata, layouts: dict[str, tflite.Layout]) -> dict[str, bytes]:
+    entries: dict[str, bytes] = {}
+    if metadata.preprocess is not None:
+        entries[PREPROCESS] = _json(metadata.preprocess.model_dump(mode="json"))
+    if metadata.labels:
+        entries[LABELS] = _json(list(metadata.labels))
+    if metadata.confidence is not None:
+        entries[CONFIDENCE] = _json(metadata.confidence.model_dump(mode="json"))
     if layouts:
-        metadata[tflite.LAYOUTS] = _json({n: [y.shape, y.view, y.perm] for n, y in sorted(layouts.items())})
-    return metadata
+        entries[tflite.LAYOUTS] = _json({n: [y.shape, y.view, y.perm] for n, y in sorted(layouts.items())})
+    return entries
 
 
 def _json(value: object) -> bytes:
