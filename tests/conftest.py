@@ -22,8 +22,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST_FIRST = (
-    *("test_gate", "test_bad_input", "test_frontend_torch", "test_pipeline", "test_training_pipeline"),
-    *("test_training_prune", "test_quickstart", "test_onnx_target", "test_quantize_pass", "test_coreml_target"),
+    *("test_gate", "test_pipeline", "test_frontend_torch", "test_bad_input", "test_coreml_target"),
+    *("test_training_pipeline", "test_quickstart", "test_quantize_pass", "test_coreml_operators", "test_cli"),
 )
 """Files that take the most processor time, as of 2026-11. A worker that began with one of these at the end would go on
 for minutes beside idle ones: they come first, and the many short files fill up."""
