@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -270,6 +271,7 @@ class _Engine:
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
+            traceback.clear_frames(error.__traceback__)  # they hold what was computed, and so the memory
         else:
             return
         size = len(next(iter(feed.values())))
@@ -434,5 +436,7 @@ def _seed_all(parts: Sequence[int], device: Any) -> Any:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    text = str(error).lower().strip()
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return True
+    return text == "could not create a primitive"  # oneDNN, where there is no room for its scratch memory
