@@ -7,13 +7,14 @@ before it is handed over: what is written has been run.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from edgeopt.data.samples import Few
 from edgeopt.errors import UsageError
-from edgeopt.gate import repro_folder, repro_part, repro_subject
+from edgeopt.gate import repro_folder, repro_part, repro_program, repro_subject
 from edgeopt.gate.repro_subject import Level, Subject
 from edgeopt.gate.run_folder import RunFolder, read_run
 from edgeopt.pipeline.verdict import CheckResult, GateResult
@@ -22,7 +23,8 @@ from edgeopt.runtimes import reproduce
 SAMPLES = 8
 """Each gives as many values as the tensors have."""
 LEVELS: dict[str, Level] = {"parity-conversion": "L0", "parity-lowering": "L2", "parity-quantization": "L1"}
-CAN_BE_CUT = (".onnx", ".tflite")
+CAN_BE_CUT = (".onnx", ".tflite", ".mlpackage")
+"""Best first: a Core ML program is handed over whole."""
 
 
 class NothingToShowError(UsageError):
@@ -61,9 +63,7 @@ def write(job: ReproJob) -> str:
     with TemporaryDirectory(prefix="edgeopt-") as scratch:
         found = _smallest(subject, Path(scratch), str(job.out))
         try:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            for file in Path(scratch).iterdir():
-                (job.folder / file.name).write_bytes(file.read_bytes())
+            shutil.copytree(scratch, job.folder, dirs_exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot be written: {error.strerror or error}", where=str(job.folder)) from error
     return found.text
@@ -83,7 +83,8 @@ def _subject(job: ReproJob, run: RunFolder) -> Subject:
     if samples is None:
         raise NothingToShowError("the recipe names no data to show the difference on", where=where)
     feeds = list(Few(samples, SAMPLES))
-    can_be_cut = [name for name in run.artifacts if run.runnable(name).suffix in CAN_BE_CUT]
+    suffixes = {name: run.runnable(name).suffix for name in run.artifacts}
+    can_be_cut = sorted((n for n in suffixes if suffixes[n] in CAN_BE_CUT), key=lambda n: CAN_BE_CUT.index(suffixes[n]))
     for check in naming:
         if check.id == "parity-conversion":
             if (source := _source(run, check)) is not None:
@@ -93,8 +94,7 @@ def _subject(job: ReproJob, run: RunFolder) -> Subject:
     if naming[0].id == "parity-conversion":
         raise NothingToShowError("the source is no ONNX model: no part of it can be cut out", where=where)
     raise NothingToShowError(
-        f"a part of the target {naming[0].target or next(iter(run.artifacts))} cannot be run with numpy and a runtime "
-        "alone",
+        f"a part of the target {naming[0].target or next(iter(run.artifacts))} cannot be run on this machine",
         where=where,
         hint="Convert to onnx or tflite besides: a fault of quantization is in both.",
     )
@@ -130,7 +130,10 @@ def _smallest(subject: Subject, folder: Path, where: str) -> reproduce.Found:
 
 def _end(subject: Subject) -> str:
     """The first tensor, at or behind the blamed node, that both models can be cut at; else the first output."""
-    produced = set(repro_part.cut(subject.data, subject.suffix, list(subject.tensors)).produced)
+    if subject.package is not None:
+        produced = set(repro_program.variables(subject.package, subject.tensors))
+    else:
+        produced = set(repro_part.cut(subject.data, subject.suffix, list(subject.tensors)).produced)
     behind: set[str] = set()
     for node in subject.graph.graph:
         reads = {value.name or "" for value in node.inputs if value is not None}

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 import edgeopt
-from edgeopt.gate import repro_part
-from edgeopt.gate.repro_part import Arrays, Part
+from edgeopt.gate import repro_part, repro_program
+from edgeopt.gate.repro_part import Arrays
+from edgeopt.gate.repro_program import ProgramPart
 from edgeopt.gate.repro_subject import Subject, real
 from edgeopt.graph.model import serialise
 from edgeopt.graph.qdq import INTEGERS_SUFFIX
@@ -22,31 +23,31 @@ from edgeopt.runtimes import reproduce
 
 Array = npt.NDArray[Any]
 
+ARTIFACT = "artifact"
+RUNTIMES = {".onnx": "onnxruntime", ".tflite": "ai-edge-litert", ".mlpackage": "coremltools onnxruntime"}
+"""What runs the part, by its suffix, and, for a Core ML program, what was expected: the rest lies in the folder."""
+
 
 def write(subject: Subject, folder: Path, names: list[str], end: str) -> set[str]:
     """Write the part that ends in ``end`` and is cut at ``names``. Returns the tensors at which it begins."""
-    cut = repro_part.cut(subject.data, subject.suffix, names)
-    output = cut.produced.get(end) or subject.outputs[end].file_name
-    part = repro_part.part_of(cut.data, subject.suffix, output)
-    begins = {label: name for name, label in cut.consumed.items()}
-    starts = [begins[label] for label in part.inputs if label in begins]
+    part = _program(subject, folder, names, end) if subject.package is not None else _cut(subject, folder, names, end)
     arrays: Arrays = {}
-    for label, (dtype, shape) in repro_part.types(part.data, subject.suffix).items():
-        if (name := begins.get(label)) is not None:
+    for label, (dtype, shape) in part.inputs.items():
+        if (name := part.begins.get(label)) is not None:
             arrays[label] = [subject.as_file_has_it(name, values, dtype, shape) for values in subject.values]
         else:
             name = next(name for name, port in subject.inputs.items() if port.file_name == label)
             arrays[label] = [subject.inputs[name].to_file(feed[name]) for feed in subject.feeds]
+    starts = list(part.begins.values())
     made_by = _by_float if subject.level == "L1" else _by_reference
     expected, their_arrays, settings = made_by(subject, folder, starts, end)
-    artifact = f"artifact{subject.suffix}"
-    (folder / artifact).write_bytes(part.data)
     stored = {reproduce.OF_ARTIFACT + label: np.stack(found) for label, found in arrays.items()}
     stored |= {reproduce.OF_REFERENCE + label: np.stack(found) for label, found in their_arrays.items()}
     np.savez_compressed(folder / reproduce.INPUTS, **stored)  # type: ignore[arg-type]  # numpy's stub
     np.savez_compressed(folder / reproduce.EXPECTED, expected=expected)
-    settings |= _output(subject, end, part) | {
-        "level": subject.level, "artifact": artifact, "tensor": end, "node": subject.check.layer, "output": part.output,
+    settings |= _output(subject, end, part.output[1]) | {
+        "level": subject.level, "artifact": f"{ARTIFACT}{subject.suffix}", "tensor": end, "node": subject.check.layer,
+        "output": part.output[0],
         "optimize": subject.optimize, "target": subject.target, "edgeopt": edgeopt.__version__,
         "finding": subject.check.summary,
     }  # fmt: skip
@@ -56,10 +57,26 @@ def write(subject: Subject, folder: Path, names: list[str], end: str) -> set[str
     return set(starts)
 
 
-def _output(subject: Subject, end: str, part: Part) -> dict[str, Any]:
+def _cut(subject: Subject, folder: Path, names: list[str], end: str) -> ProgramPart:
+    cut = repro_part.cut(subject.data, subject.suffix, names)
+    part = repro_part.part_of(cut.data, subject.suffix, cut.produced.get(end) or subject.outputs[end].file_name)
+    (folder / f"{ARTIFACT}{subject.suffix}").write_bytes(part.data)
+    begins = {label: name for name, label in cut.consumed.items()}
+    dtype = repro_part.types(part.data, subject.suffix, outputs=True)[part.output][0]
+    inputs = repro_part.types(part.data, subject.suffix)
+    return ProgramPart(inputs, (part.output, dtype), {name: begins[name] for name in part.inputs if name in begins})
+
+
+def _program(subject: Subject, folder: Path, names: list[str], end: str) -> ProgramPart:
+    assert subject.package is not None
+    repro_program.hand_over(subject.package, folder)
+    output = repro_program.variables(subject.package, [end]).get(end) or subject.outputs[end].file_name
+    return repro_program.part_of(subject.package, names, output)
+
+
+def _output(subject: Subject, end: str, dtype: str) -> dict[str, Any]:
     """How the output of the artifact's part becomes real numbers in the graph's layout."""
     layout = subject.layout(end)
-    dtype = repro_part.types(part.data, subject.suffix, outputs=True)[part.output][0]
     params = subject.table.activations.get(end)
     scale, zero_point = None, None
     if params is not None:
@@ -139,8 +156,11 @@ def _by_float(subject: Subject, folder: Path, starts: list[str], end: str) -> tu
 
 
 def _readme(told: dict[str, Any]) -> str:
-    runtime = "ai-edge-litert" if told["artifact"].endswith(".tflite") else "onnxruntime"
+    runtime = RUNTIMES[Path(told["artifact"]).suffix]
     what = "the imported graph" if told["level"] == "L0" else f"the artifact of target {told['target']}"
+    how = f"cut out of {what}"
+    if told["artifact"].endswith(".mlpackage"):
+        how = f"in {what}: fed where the part begins, asked for `{told['output']}`; `edgeopt/` is what runs it"
     return f"""# {told["level"]}: node {told["node"]}, tensor `{told["tensor"]}`
 
 {told["finding"]}.
@@ -152,7 +172,7 @@ python repro.py     # ends with 1 while {told["artifact"]} differs from what is 
 
 | file | what |
 |---|---|
-| `{told["artifact"]}` | the part, cut out of {what} |
+| `{told["artifact"]}` | the part, {how} |
 | `{reproduce.REFERENCE}` | the same part of {told["against"].partition(",")[0]} (onnxruntime runs it) |
 | `{reproduce.INPUTS}` | real inputs of both, first axis samples, as the files take them |
 | `{reproduce.EXPECTED}` | what should come out, as real numbers in the graph's layout |

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -38,13 +39,14 @@ class Subject:
         feeds: the samples.
         graph: whose nodes and tensors are named; ``L1``: the float graph that is expected.
         table: grids of its tensors, empty where both models are float.
-        data, suffix: the model that differs, as a file: ``.onnx`` or ``.tflite``.
+        data, suffix: the model that differs, as a file: ``.onnx`` or ``.tflite``; of ``.mlpackage`` no data.
         inputs, outputs: its ports, by names of the graph.
         reference: what it should be at ``L0`` and ``L2``, an ONNX file; what its values are taken from at all levels.
         tensors: at which both can be cut, in graph order.
         optimize: whether the model runs optimized.
         target: whose artifact it is; ``import`` at ``L0``.
         half: whether it computes in float16.
+        package: the ``.mlpackage``.
     """
 
     level: Level
@@ -61,6 +63,7 @@ class Subject:
     optimize: bool
     target: str
     half: bool = False
+    package: Path | None = None
     values: list[dict[str, Array]] = field(default_factory=list)
     """Of the reference, per sample: integers of the table's tensors as ``NAME__q``, other tensors as they are."""
 
@@ -126,9 +129,10 @@ def of_artifact(run: RunFolder, target: str, level: Level, check: CheckResult, f
     with open_file(file, artifact) as runner:
         inputs, outputs = runner.input_ports, runner.output_ports
     half = artifact.float_dtype == "float16" or "fp16" in table.schemes.values()
+    package = file if file.suffix == ".mlpackage" else None
     return Subject(
-        level, check, feeds, graph.model, table, file.read_bytes(), file.suffix, inputs, outputs, reference, tensors,
-        artifact.emulation is None, target, half, values,
+        level, check, feeds, graph.model, table, b"" if package else file.read_bytes(), file.suffix, inputs, outputs,
+        reference, tensors, artifact.emulation is None, target, half, package, values,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Shows a difference: runs a part of a model beside what it should give. Copied into the folder as ``repro.py``.
 
-Needs numpy and the artifact's own runtime, onnxruntime or ai-edge-litert. Ends with 1 while they differ, with 0 once
-they no longer do, so that it can be bisected with.
+Needs numpy and the artifact's own runtime: onnxruntime, ai-edge-litert, or for a Core ML program coremltools. Ends with
+1 while they differ, with 0 once they no longer do, so that it can be bisected with.
 """
 
 from __future__ import annotations
@@ -88,6 +88,16 @@ def _run(model: Path, inputs: dict[str, Array], prefix: str, told: dict[str, Any
             np.array(runner(**{name: array[index] for name, array in feeds.items()})[told["output"]])
             for index in range(count)
         ]
+    if model.suffix == ".mlpackage":
+        if "edgeopt" not in sys.modules:  # what runs it lies beside it, under the name that it has there
+            sys.path.insert(0, str(model.parent))
+        from edgeopt.runtimes.mil_reference import Session
+
+        with Session(model) as session:
+            return [
+                session.run({name: array[index] for name, array in feeds.items()}, [told["output"]])[told["output"]]
+                for index in range(count)
+            ]
     import onnxruntime as ort
 
     options = ort.SessionOptions()

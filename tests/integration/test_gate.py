@@ -112,6 +112,8 @@ def lower_again(folder: Path, *, change_table: bool, change: Any) -> str:
         key = next(step.key for step in run.report.steps if step.name == "passes")
         changed.quantization.save(folder / "out" / ".edgeopt" / "steps" / f"passes-{key}" / jobs.TABLE)
     for name, target in run.recipe.requested().items():
+        for package in (folder / "out" / name).glob("*.mlpackage"):
+            shutil.rmtree(package)
         target.lower(changed, folder / "out" / name)
     return node.name
 
@@ -121,7 +123,7 @@ def sign_again(folder: Path) -> None:
     out = folder / "out"
     manifest, report = (json.loads((out / name).read_text()) for name in ("manifest.json", "report.json"))
     for path in manifest["artifacts"]:
-        manifest["artifacts"][path] = digest.of_file(out / path)
+        manifest["artifacts"][path] = digest.of_path(out / path)
     for which in ("calibration", "evaluation"):
         manifest["data_digests"][which] = arrays.digest(folder / f"{which}.npz")
     (out / "manifest.json").write_text(json.dumps(manifest))
@@ -239,6 +241,28 @@ def test_a_reproduction_runs_alone(folder, spoilt, tmp_path, level, artifact, ca
     with pytest.raises(UsageError, match="shows a difference"):
         write_reproduction(ReproJob(folder / "out", result, tmp_path / "none"))
     assert not (tmp_path / "none").exists()
+
+
+def test_a_core_ml_program_is_reproduced_with_what_runs_it(folder, tmp_path):
+    """Fed where the part begins, asked for where it ends, without the edgeopt that is installed."""
+    pytest.importorskip("coremltools")
+    (tmp_path / "run").mkdir()
+    for name in ("model.onnx", "evaluation.npz", "calibration.npz"):
+        shutil.copy(folder / name, tmp_path / "run")
+    recipe = YAML().load(folder / "recipe.yaml") | {"targets": {"coreml": {"minimum": "iOS17"}}}
+    YAML().dump(recipe, tmp_path / "run" / "recipe.yaml")
+    assert edgeopt(["convert", str(tmp_path / "run"), "--out", str(tmp_path / "run" / "out")]) == 0
+    layer = lower_again(tmp_path / "run", change_table=False, change=larger_channel)
+    sign_again(tmp_path / "run")
+    others = ("slices", "confidence", "robustness", "preprocessing", "task-metric", "outputs-alive", "calibration-data",
+              "parity-conversion", "regression-set", "baseline")  # fmt: skip
+    result = judged(tmp_path / "run", skip=others)
+    assert layer in result.headline
+    assert "DIFFERS" in write_reproduction(ReproJob(tmp_path / "run" / "out", result, tmp_path / "repro"))
+    moved = (tmp_path / "repro").rename(tmp_path / "moved")
+    done = subprocess.run([sys.executable, "-I", moved / "repro.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "L2: artifact.mlpackage computes" in done.stdout
 
 
 def wrong_import(folder: Path) -> str:
