@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from edgeopt.data.samples import Feed
+from edgeopt.graph.model import exposed
 from edgeopt.graph.placement import FUSED_ACTIVATIONS, WEIGHTED
 from edgeopt.parity.localize import TensorErrors
 from edgeopt.runtimes.onnxruntime import Session
@@ -25,16 +26,6 @@ def first_differing_layer(a: ir.Model, b: ir.Model, samples: Iterable[Feed]) -> 
         for feed in samples:
             errors.add(first.run(feed), second.run(feed))
     return next((makers[name] for name, decibel in errors.sqnr_db().items() if decibel < SAME_DB), None)
-
-
-def exposed(model: ir.Model, names: Iterable[str]) -> bytes:
-    """The model with the named values as outputs too."""
-    model = model.clone()
-    values = {value.name: value for node in model.graph for value in node.outputs}
-    known = {value.name for value in model.graph.outputs}
-    model.graph.outputs.extend(values[name] for name in names if name in values and name not in known)
-    data: bytes = ir.to_proto(model).SerializeToString()
-    return data
 
 
 def fused_into(model: ir.Model, name: str | None) -> str:

@@ -13,9 +13,8 @@ import onnx_ir as ir
 from edgeopt.data.samples import Feed
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import tflite as tflite_format
-from edgeopt.gate.differing_layer import exposed
 from edgeopt.gate.run_folder import RunFolder
-from edgeopt.graph.model import serialise
+from edgeopt.graph.model import exposed, serialise
 from edgeopt.graph.qdq import INTEGERS_SUFFIX, to_qdq
 from edgeopt.graph.quantization import Quantization, QuantParams
 from edgeopt.parity.runners import open_file

@@ -11,10 +11,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt.data.samples import Feed
-from edgeopt.gate.differing_layer import exposed
 from edgeopt.gate.evidence import Evidence, Located
 from edgeopt.gate.table_factors import factors
-from edgeopt.graph.model import constant
+from edgeopt.graph.model import constant, exposed
 from edgeopt.graph.qdq import to_qdq
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
 from edgeopt.parity.localize import LOCALIZE_SAMPLES

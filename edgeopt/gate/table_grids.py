@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.data.samples import Feed
-from edgeopt.gate.differing_layer import exposed
 from edgeopt.gate.evidence import Evidence, Located
 from edgeopt.gate.table_factors import factors
+from edgeopt.graph.model import exposed
 from edgeopt.graph.quantization import Quantization, QuantParams, Range
 from edgeopt.parity.localize import LOCALIZE_SAMPLES
 from edgeopt.runtimes.onnxruntime import Session

@@ -6,7 +6,7 @@ hold for it, and for every model that a frontend returns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,15 @@ def serialise(model: ir.Model) -> bytes:
     """The ONNX file's bytes, weights inside (up to protobuf's 2 GiB)."""
     data: bytes = ir.to_proto(model).SerializeToString()
     return data
+
+
+def exposed(model: ir.Model, names: Iterable[str]) -> bytes:
+    """The ONNX file of the model with the named values as outputs too; names that it does not have are left out."""
+    model = model.clone()
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    known = {value.name for value in model.graph.outputs}
+    model.graph.outputs.extend(values[name] for name in names if name in values and name not in known)
+    return serialise(model)
 
 
 def constant(value: ir.Value | None) -> Array | None:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import tflite as tflite_format
+from edgeopt.graph.model import exposed
 from edgeopt.graph.qdq import INTEGERS_SUFFIX, to_qdq
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
 from edgeopt.parity.compare import EXACT_DB, Accumulator, LevelName, LevelReport, Located, decibel
@@ -119,7 +120,7 @@ def quantization_errors(graph: QuantizedGraph, samples: Iterable[Feed], *, threa
     tensors = [name.removesuffix(INTEGERS_SUFFIX) for name in outputs if name.endswith(INTEGERS_SUFFIX)]
     errors = TensorErrors(graph.model, tensors, scaled=True)
     with (
-        onnxruntime.Session(_exposed(graph.model, tensors), threads=threads) as exact,
+        onnxruntime.Session(exposed(graph.model, tensors), threads=threads) as exact,
         onnxruntime.Session(ir.to_proto(reference).SerializeToString(), threads=threads, optimize=False) as quantized,
     ):
         for feed in samples:
@@ -140,7 +141,7 @@ def float_errors(
         model = onnx_format.load(path)
         found = {value.name: value for node in model.graph for value in node.outputs}
         names = [name for name in names if name in found and found[name].dtype is not None and _is_float(found[name])]
-        session = onnxruntime.Session(_exposed(model, names), threads=threads)
+        session = onnxruntime.Session(exposed(model, names), threads=threads)
     elif path.suffix == ".mlpackage":
         from edgeopt.runtimes import mil_reference
 
@@ -156,7 +157,7 @@ def float_errors(
         session = litert.Session(_exposed_tflite(stored, names), threads=threads)
     errors = TensorErrors(graph.model, names)
     inputs, outputs = bind_ports(path, session, artifact)
-    with session, onnxruntime.Session(_exposed(graph.model, names), threads=threads) as exact:
+    with session, onnxruntime.Session(exposed(graph.model, names), threads=threads) as exact:
         for feed in samples:
             raw = session.run({port.file_name: port.to_file(feed[name]) for name, port in inputs.items()})
             made = {name: port.to_source(raw[port.file_name]) for name, port in outputs.items()}
@@ -174,8 +175,8 @@ def source_errors(source: Path, graph: ir.Model, samples: Iterable[Feed], *, thr
     names = [value.name or "" for node in graph.graph for value in node.outputs if value.name in known]
     errors = TensorErrors(graph, names)
     with (
-        onnxruntime.Session(_exposed(model, names), threads=threads, optimize=False) as exact,
-        onnxruntime.Session(_exposed(graph, names), threads=threads) as converted,
+        onnxruntime.Session(exposed(model, names), threads=threads, optimize=False) as exact,
+        onnxruntime.Session(exposed(graph, names), threads=threads) as converted,
     ):
         for feed in samples:
             errors.add(exact.run(feed), converted.run(feed))
@@ -195,16 +196,6 @@ def first_failing_segment(report: LevelReport) -> Located | None:
                 text=f"first wrong: {segment.failure}",
             )
     return None
-
-
-def _exposed(model: ir.Model, names: Sequence[str]) -> bytes:
-    """The model with the named values as outputs too."""
-    model = model.clone()
-    values = {value.name: value for node in model.graph for value in node.outputs}
-    known = {value.name for value in model.graph.outputs}
-    model.graph.outputs.extend(values[name] for name in names if name in values and name not in known)
-    data: bytes = ir.to_proto(model).SerializeToString()
-    return data
 
 
 def _exposed_tflite(model: tflite_format.Model, names: Sequence[str]) -> bytes:

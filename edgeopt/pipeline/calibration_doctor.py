@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from edgeopt import digest
 from edgeopt.data.samples import Few, LabelledSamples
-from edgeopt.graph.model import serialise, shape
+from edgeopt.graph.model import exposed, shape
 from edgeopt.graph.placement import WEIGHTED
 from edgeopt.runtimes.onnxruntime import Session
 
@@ -100,10 +100,6 @@ class _Seen:
         self._makers = {} if answers_only else made
         output = model.graph.outputs[0].name or ""
         classes = [size for size in shape(model.graph.outputs[0])[1:] if size != 1]
-        exposed = model.clone()
-        known = {value.name for value in exposed.graph.outputs}
-        values = {value.name: value for node in exposed.graph for value in node.outputs}
-        exposed.graph.outputs.extend(values[name] for name in self._makers if name not in known)
         self.digests: list[str] = []
         self.values: list[Array] = []
         """The first input of every sample, as it is."""
@@ -111,7 +107,7 @@ class _Seen:
         name = model.graph.inputs[0].name or ""
         classifies = len(classes) == 1 and classes[0] > 1
         wanted = [*self._makers, *([output] if classifies and few.labels is None else [])]
-        with Session(serialise(exposed), threads=threads) as session:
+        with Session(exposed(model, self._makers), threads=threads) as session:
             for feed in few:
                 self.digests.append(digest.of_json([digest.of_array(array) for _, array in sorted(feed.items())]))
                 self.values.append(feed[name])

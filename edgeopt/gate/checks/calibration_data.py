@@ -14,8 +14,8 @@ from PIL import Image
 from edgeopt import digest
 from edgeopt.data.samples import Few, LabelledSamples
 from edgeopt.gate.check import Figures, Said
-from edgeopt.gate.differing_layer import exposed
 from edgeopt.gate.evidence import Evidence
+from edgeopt.graph.model import exposed
 from edgeopt.graph.placement import WEIGHTED
 from edgeopt.pipeline.calibration_doctor import STRETCHES, distance, far_apart
 from edgeopt.pipeline.verdict import Picture, Verdict

@@ -7,12 +7,13 @@ import numpy as np
 from edgeopt.gate import evidence as gate
 from edgeopt.gate import yardstick
 from edgeopt.gate.check import Figures, Said
-from edgeopt.gate.differing_layer import computed_by, exposed, fused_into
+from edgeopt.gate.differing_layer import computed_by, fused_into
 from edgeopt.gate.evidence import Evidence
 from edgeopt.gate.metric_noise import least_sqnr_db
 from edgeopt.gate.table_biases import wrong_biases
 from edgeopt.gate.table_grids import wrong_grids
 from edgeopt.gate.table_weights import wrong_weights
+from edgeopt.graph.model import exposed
 from edgeopt.parity import compare as parity
 from edgeopt.parity.compare import EXACT_DB
 from edgeopt.parity.levels import check_quantization
