@@ -263,12 +263,12 @@ import resource, sys
 sys.path[:0] = {path!r}
 from pathlib import Path
 from tests.integration.test_training_engine import *
-limit = int(next(line for line in open("/proc/self/statm")).split()[0]) * 4096 + (1 << 27)
+limit = int(next(line for line in open("/proc/self/statm")).split()[0]) * 4096 + (1 << 28)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-images = np.zeros((256, 1, 64, 64), np.float32)
-data = ArraySet({{"x": images}}, np.zeros(256, np.int64), "large")
+images = np.zeros((512, 1, 64, 64), np.float32)
+data = ArraySet({{"x": images}}, np.zeros(512, np.int64), "large")
 try:
-    fit(trainee(), Path({folder!r}), data, batch=256)
+    fit(trainee(), Path({folder!r}), data, batch=512)
 except EdgeoptError as error:
     print(error)
 """
@@ -278,7 +278,7 @@ except EdgeoptError as error:
 def test_too_large_a_batch_is_answered_by_one_that_fits(tmp_path):
     code = MEMORY.format(path=sys.path, folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
-    assert "a batch of 256 does not fit into memory" in done.stdout, done.stderr
+    assert "a batch of 512 does not fit into memory" in done.stdout, done.stderr
     assert " fits: batch: " in done.stdout
 
 
