@@ -11,6 +11,7 @@ not made again; the cases come in an order of which every beginning is balanced,
 """
 
 import argparse
+import fcntl
 import json
 import multiprocessing
 import os
@@ -143,7 +144,10 @@ def main() -> None:
 
 def _run(arguments: argparse.Namespace, models: list[str], kinds: list[str], folder: Path) -> None:
     shard, shards = (int(number) for number in arguments.shard.split("/"))
-    bases = {name: prepare(name) for name in models}
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "prepare.lock").open("w") as lock:  # the first shard converts, the others wait for it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        bases = {name: prepare(name) for name in models}
     work = folder / f"cases-{shard}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

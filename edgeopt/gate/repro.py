@@ -104,7 +104,10 @@ def _source(run: RunFolder, check: CheckResult) -> bytes | None:
     """The ONNX source; nothing where there is none, and none is needed to show what passes changed."""
     asked = run.recipe.model.onnx
     if asked is not None:
-        return (run.root / asked).read_bytes()
+        try:
+            return (run.root / asked).read_bytes()
+        except OSError as error:
+            raise UsageError(f"cannot be read: {error.strerror or error}", where=str(run.root / asked)) from error
     return b"" if check.figures.get("relative_error") is None else None
 
 

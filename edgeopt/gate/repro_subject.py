@@ -97,8 +97,7 @@ def of_import(run: RunFolder, check: CheckResult, source: bytes, feeds: list[Fee
     beside the imported one."""
     changed = check.figures.get("relative_error") is None
     right, made = (serialise(run.source), serialise(run.graph.model)) if changed else (source, serialise(run.source))
-    known = {name for data in (right, made) for name in _float_names(data)}
-    known &= set(_float_names(right)) & set(_float_names(made))
+    known = set(_float_names(right))
     tensors = tuple(name for name in _float_names(made) if name in known)
     names = [*run.signature.inputs], [*run.signature.outputs]
     inputs, outputs = ({one.name: _Port(one.name) for one in ports} for ports in names)

@@ -8,6 +8,7 @@ channel was scaled with goes into BatchNorm's weight, so that statistics still a
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -317,4 +318,5 @@ def _where_apart(
 
 
 def _apart(value: Any, other: Any) -> float:
-    return float((value - other).abs().max() / other.abs().max().clamp_min(1e-30))
+    apart = float((value - other).abs().max() / other.abs().max().clamp_min(1e-30))
+    return math.inf if math.isnan(apart) else apart  # max() passes over NaN

@@ -21,7 +21,7 @@ from edgeopt.training.graph_module import GraphModule  # noqa: E402
 from edgeopt.training.program import read_program  # noqa: E402
 from edgeopt.training.qat import Qat, TrainingContext, keep_module  # noqa: E402
 from edgeopt.training.work import open_work  # noqa: E402
-from edgeopt.training.write_back import load_into  # noqa: E402
+from edgeopt.training.write_back import _apart, load_into  # noqa: E402
 
 from .minmax_table import minmax_table  # noqa: E402
 from .small_nets import Net as Graph  # noqa: E402
@@ -230,3 +230,8 @@ def test_what_cannot_be_mapped_is_named_and_nothing_is_written(tmp_path, name, l
     assert not line.kept
     assert said in line.why
     assert not net.out.exists()
+
+
+def test_an_output_that_is_no_number_is_never_the_same() -> None:
+    nan, one = torch.tensor([1.0, float("nan")]), torch.ones(2)
+    assert _apart(nan, one) == _apart(one, nan) == float("inf")
