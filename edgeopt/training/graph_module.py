@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeopt.errors import UnsupportedOperator
+from edgeopt.graph import overflow
 from edgeopt.training.graph_operators import mixes_samples, operator
 from edgeopt.training.layout import laid_out
 from edgeopt.training.program import Op, Program
@@ -68,6 +69,7 @@ class GraphModule:
         self._weights: dict[str, str] = {}
         self._parameters: dict[str, Any] = {}
         self._masks: dict[str, Any] = {}
+        self._pairs: dict[str, Any] = {}  # of nodes whose table is safe from overflow
         self._owner: dict[str, str] = {}
         for op in program.ops:
             if op.kind in ("Conv", "ConvTranspose", "Gemm"):
@@ -98,6 +100,23 @@ class GraphModule:
         if op.scheme.startswith("int8"):
             scale = self._program.scales[op.inputs[1]]
             self._parameters[f"{op.name}.scale"] = torch.nn.Parameter(torch.zeros(scale.shape))
+            if (columns := self._safe_pairs(op)) is not None:
+                self._pairs[op.name] = columns
+
+    def _safe_pairs(self, op: Op) -> Any:
+        """Columns that are safe as the table came, and have to stay so (``graph.overflow``); None where some are not.
+
+        The table says by its integers whether it was made so: thousands of pairs are not safe by chance.
+        """
+        import torch
+
+        weight = self._parameters[f"{op.name}.weight"].detach()
+        columns = overflow.pairs(op.kind, tuple(weight.shape), int(op.attributes.get("group", 1)))
+        if op.scheme == "int8-weights" or not len(columns):
+            return None
+        scale, axis = torch.from_numpy(np.array(self._program.scales[op.inputs[1]])), self._program.axes[op.inputs[1]]
+        steps = (weight / _along(scale, axis, weight.ndim)).round().flatten(1).numpy()
+        return None if overflow.excess(steps, columns).any() else torch.from_numpy(columns)
 
     def _mixes(self) -> bool:
         shapes = self._program.shapes
@@ -146,7 +165,7 @@ class GraphModule:
         """Nothing here behaves differently in training: BatchNorm was folded with its statistics at the import."""
 
     def to(self, device: Any) -> None:
-        for store in (self._constants, self._scales, self._masks):
+        for store in (self._constants, self._scales, self._masks, self._pairs):
             for name, value in store.items():
                 # Shapes, indices and axes are read as numbers: they stay where reading them costs nothing.
                 store[name] = value.to(device) if store is not self._constants or value.is_floating_point() else value
@@ -235,7 +254,11 @@ class GraphModule:
             return weight, bias
         scale = self._weight_scale(op)
         axis = self._program.axes[op.inputs[1]]
-        rounded = on_grid(weight, _along(scale, axis, weight.ndim), 0, -HIGH, HIGH)
+        wide = _along(scale, axis, weight.ndim)
+        rounded = on_grid(weight, wide, 0, -HIGH, HIGH)
+        if op.name in self._pairs:
+            # The value of the safe integers, the gradient of the others.
+            rounded = self._safe(op, rounded.detach(), wide.detach()) * wide.detach() + (rounded - rounded.detach())
         if bias is None or op.scheme != "int8":
             return rounded, bias
         step = (self.scale(op.inputs[0]) * scale).detach()
@@ -245,6 +268,17 @@ class GraphModule:
     def _weight_scale(self, op: Op) -> Any:
         elements = self._parameters[f"{op.name}.weight"].numel()
         return self._scales[op.inputs[1]] * self._learnt(f"{op.name}.scale", elements).exp()
+
+    def _safe(self, op: Op, rounded: Any, wide: Any) -> Any:
+        """Float whole numbers: those that ``rounded`` means in steps of ``wide``, every pair of them safe."""
+        columns, steps = self._pairs[op.name], (rounded / wide).round()
+        rows = steps.flatten(1)
+        first, second = rows[:, columns[:, 0]], rows[:, columns[:, 1]]
+        over = (first.abs() + second.abs() - overflow.PAIR_LIMIT).clamp(min=0) * (first * second > 0)
+        half = (over / 2).floor()
+        rows[:, columns[:, 0]] = first - first.sign() * half
+        rows[:, columns[:, 1]] = second - second.sign() * (over - half)
+        return rows.view_as(steps)
 
     def trained(self) -> Trained:
         """Integers and scales as the forward pass has them, to the bit; on the CPU."""
@@ -262,9 +296,12 @@ class GraphModule:
                 if op.scheme.startswith("int8"):
                     scale = self._weight_scale(op)
                     wide = _along(scale, self._program.axes[name], weight.ndim)
-                    integers = (weight / wide).round().clamp(-HIGH, HIGH)
+                    free = integers = (weight / wide).round().clamp(-HIGH, HIGH)
+                    if op.name in self._pairs:
+                        integers = self._safe(op, integers * wide, wide)
                     weights[name] = integers.to(torch.int8).cpu().numpy(), scale.cpu().numpy()
                     weight = torch.minimum(torch.maximum(weight, -HIGH * wide), HIGH * wide)
+                    weight = torch.where(integers == free, weight, integers * wide)
                     if bias is not None and op.scheme == "int8":
                         step = self.scale(op.inputs[0]) * scale
                         biases[op.inputs[2]] = bias_integers(bias, step).to(torch.int32).cpu().numpy()

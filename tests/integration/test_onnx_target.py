@@ -15,6 +15,8 @@ from onnx import helper
 
 from edgeopt.errors import TargetError
 from edgeopt.formats import onnx as onnx_format
+from edgeopt.graph import overflow
+from edgeopt.graph.overflow import is_safe
 from edgeopt.graph.qdq import to_qdq
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.parity.levels import check_artifact, check_quantization
@@ -263,11 +265,76 @@ def test_kernels_that_saturate_are_avoided_or_named(tmp_path: Path) -> None:
     signed.mkdir()
     Onnx().lower(graph, default)
     realised = Onnx(weights="int8").lower(graph, signed).realised
-    stored = onnx.load(default / "model.onnx").graph.initializer
-    types = {tensor.data_type for tensor in stored if len(tensor.dims) > 1}
-    assert types == {onnx.TensorProto.UINT8 if saturates() else onnx.TensorProto.INT8}
+    stored = {tensor.name: tensor.data_type for tensor in onnx.load(default / "model.onnx").graph.initializer}
+    assert graph.quantization is not None
+    for node in graph.model.graph:
+        weight = node.inputs[1].name if node.op_type in ("Conv", "Gemm") and node.inputs[1] is not None else None
+        if weight in graph.quantization.weights:
+            integers = graph.quantization.weights[weight].integers
+            safe = is_safe(integers, node.op_type, node.attributes.get_int("group", 1))
+            right = onnx.TensorProto.UINT8 if saturates() and not safe else onnx.TensorProto.INT8
+            assert stored[f"{weight}__q"] == right
     assert realised is not None
     assert any("saturates" in text for text in realised.leftovers) == saturates()
+
+
+CONVOLUTIONS = [
+    # outputs, inputs of a group, groups, taps, size: ONNX Runtime has another kernel for nearly each
+    (16, 16, 1, 3, 8),
+    (8, 16, 1, 3, 8),
+    (16, 3, 1, 3, 8),
+    (24, 5, 1, 3, 9),
+    (32, 32, 1, 1, 8),
+    (16, 6, 2, 3, 8),
+    (16, 1, 16, 3, 8),
+    (8, 1, 8, 3, 8),
+    (32, 1, 16, 3, 8),
+    (20, 4, 1, 2, 8),
+]
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "groups", "taps", "size"), CONVOLUTIONS)
+def test_safe_pairs_are_exact_in_every_kernel(outputs: int, inputs: int, groups: int, taps: int, size: int) -> None:
+    """Every pair at the very limit, inputs at theirs: exact here, whatever this processor's instructions.
+
+    Which columns are neighbours is ONNX Runtime's business: any other pairing than ``overflow.pairs`` says would sum
+    two large weights, and be wrong here where kernels saturate.
+    """
+    shape, rng = (outputs, inputs, taps, taps), np.random.default_rng(outputs)
+    columns = inputs * taps * taps
+    weight = rng.choice([-127, 127], (outputs, columns))
+    pairs = overflow.pairs("Conv", shape, groups)
+    if len(pairs):
+        part = rng.integers(1, overflow.PAIR_LIMIT, (outputs, len(pairs)))
+        sign = rng.choice([-1, 1], part.shape)
+        weight[:, pairs[:, 0]], weight[:, pairs[:, 1]] = part * sign, (overflow.PAIR_LIMIT - part) * sign
+    weight = weight.astype(np.int8).reshape(shape)
+    assert is_safe(weight, "Conv", groups)
+    for x in (np.full((1, inputs * groups, size, size), 255), rng.choice([0, 255], (1, inputs * groups, size, size))):
+        signed, unsigned = (qlinear_conv(weight, x.astype(np.uint8), groups, shift) for shift in (0, 128))
+        assert np.array_equal(signed, unsigned)
+
+
+def qlinear_conv(weight: np.ndarray, x: np.ndarray, groups: int, shift: int) -> np.ndarray:
+    """One QLinearConv with weights int8, or shifted to uint8, which no kernel saturates."""
+    stored = weight if not shift else (weight.astype(np.int16) + shift).astype(np.uint8)
+    count = len(weight)
+    given = {
+        "xs": np.float32(1), "xz": np.uint8(0), "w": stored, "ws": np.ones(count, np.float32),
+        "wz": np.full(count, shift, stored.dtype), "ys": np.float32(weight[0].size * 40), "yz": np.uint8(128),
+    }  # fmt: skip
+    node = onnx.helper.make_node("QLinearConv", ["x", *given], ["y"], group=groups, pads=[1] * 4)
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node],
+        "one",
+        [value("x", onnx.TensorProto.UINT8, x.shape)],
+        [value("y", onnx.TensorProto.UINT8, None)],
+        [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in given.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    with Session(model.SerializeToString()) as session:
+        return session.run({"x": x})["y"]
 
 
 def test_unsigned_weights_between_signed_activations_are_refused() -> None:

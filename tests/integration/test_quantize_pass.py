@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt.errors import DataError, UsageError
+from edgeopt.graph import overflow
 from edgeopt.graph.metrics import sqnr_db
 from edgeopt.graph.placement import WEIGHTED, place
 from edgeopt.graph.qdq import to_qdq
@@ -18,6 +19,7 @@ from edgeopt.graph.quantization import Quantization, QuantizedGraph
 from edgeopt.passes.base import Context, Feed
 from edgeopt.passes.quantize.quantize import Quantize
 from edgeopt.runtimes.onnxruntime import Session
+from edgeopt.targets.onnx import Onnx
 from edgeopt.targets.registry import all_constraints
 
 from .small_nets import attention, classifier, detector, samples
@@ -171,6 +173,34 @@ def test_one_scale_per_weight_is_told_with_what_it_costs(tmp_path: Path) -> None
     weight = next(iter(table_of(graph).weights.values()))
     assert len(np.unique(weight.params.scale)) == 1
     assert any("dB" in warning and "one scale per weight" in warning for warning in graph.warnings)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_overflow_fix_leaves_no_unsafe_pair(net: Callable[[], ir.Model], tmp_path: Path) -> None:
+    graph = quantized(net(), tmp_path, overflow_fix=True)
+    table = table_of(graph)
+    weighted = [node for node in graph.model.graph if node.op_type in WEIGHTED and table.scheme(node) == "int8"]
+    assert weighted
+    for node in weighted:
+        assert node.inputs[1] is not None
+        integers = table.weights[node.inputs[1].name or ""].integers
+        assert overflow.is_safe(integers, node.op_type, node.attributes.get_int("group", 1)), node.name
+    realised = Onnx(weights="int8").lower(graph, tmp_path).realised
+    assert realised is not None
+    assert not any("saturates" in text for text in realised.leftovers), "safe weights are exact on this processor too"
+
+
+def test_what_the_overflow_fix_costs_is_told(tmp_path: Path) -> None:
+    (line,) = (
+        kept for kept in quantized(classifier(), tmp_path, effort="default").record if "overflow" in kept.what[:16]
+    )
+    assert line.brought_db is not None
+    assert line.kept == (line.brought_db > 0.3 and "dB" in line.why)
+
+
+def test_the_overflow_fix_is_not_for_another_engine(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="overflow_fix"):
+        quantized(classifier(), tmp_path, overflow_fix=True, engine="nncf")
 
 
 def test_few_samples_are_enough_to_fit_and_too_few_to_choose(tmp_path: Path) -> None:

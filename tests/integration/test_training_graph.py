@@ -9,10 +9,13 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt.errors import UnsupportedOperator, UsageError
+from edgeopt.graph import overflow
+from edgeopt.graph.placement import WEIGHTED
 from edgeopt.graph.qdq import INTEGERS_SUFFIX, to_qdq
 from edgeopt.graph.quantization import INT8_MAX, INT8_MIN, QuantizedGraph
 from edgeopt.graph.read_qdq import read_qdq
 from edgeopt.passes.base import Context
+from edgeopt.passes.quantize.quantize import Quantize
 from edgeopt.runtimes.onnxruntime import Session
 from edgeopt.targets.onnx import Onnx
 from edgeopt.targets.registry import all_constraints
@@ -115,7 +118,7 @@ def test_nothing_trained_gives_the_table_back(build):
         assert np.array_equal(scale, table.activations[name].scale)
 
 
-def train(build, tmp_path: Path, **options) -> tuple[QuantizedGraph, QuantizedGraph]:
+def train(build, tmp_path: Path, table_of=table_of, **options) -> tuple[QuantizedGraph, QuantizedGraph]:
     """The graph before and after a short training on noise."""
     before, after = table_of(build), table_of(build)
     rng = np.random.default_rng(0)
@@ -129,7 +132,7 @@ def train(build, tmp_path: Path, **options) -> tuple[QuantizedGraph, QuantizedGr
         root=tmp_path,
         checkpoints=tmp_path / "checkpoints",
     )
-    return before, Qat(epochs=2, batch=8, lr=3e-3, **options).run(after, context)
+    return before, Qat(**{"epochs": 2, "batch": 8, "lr": 3e-3} | options).run(after, context)
 
 
 def test_what_was_trained_is_what_the_file_holds(tmp_path):
@@ -194,6 +197,31 @@ def test_a_sparse_weight_stays_sparse(tmp_path):
     _, after = train(sparse, tmp_path)
     assert not after.quantization.weights["wide.weight"].integers[:, ::2].any()
     assert after.quantization.weights["wide.weight"].integers[:, 1::2].any()
+
+
+def test_pairs_that_were_safe_stay_safe(tmp_path):
+    """However far weights are trained, and the file holds what the forward pass computed with."""
+
+    def fixed(build) -> QuantizedGraph:
+        model = build()
+        context = Context(tmp_path, samples(model, 12), CONSTRAINTS, effort="fast", threads=1)
+        return Quantize(overflow_fix=True).run(QuantizedGraph(model), context)
+
+    _, after = train(classifier, tmp_path, fixed, lr=3e-2)
+    at_the_limit = 0
+    for node in after.model.graph:
+        weight = after.quantization.weights.get(node.inputs[1].name) if node.op_type in WEIGHTED else None
+        if weight is not None:
+            pairs = overflow.pairs(node.op_type, weight.integers.shape, node.attributes.get_int("group", 1))
+            rows = weight.integers.reshape(len(weight.integers), -1).astype(int)
+            assert not overflow.excess(rows, pairs).any()
+            sums = np.abs(rows[:, pairs[:, 0]] + rows[:, pairs[:, 1]])
+            at_the_limit += int((sums == overflow.PAIR_LIMIT).sum())
+    assert at_the_limit > 10, "training pressed against the limit"
+    again = GraphModule(program_of(after)).trained()
+    for name, (integers, scale) in again.weights.items():
+        assert np.array_equal(integers, after.quantization.weights[name].integers)
+        assert np.array_equal(scale, after.quantization.weights[name].params.scale)
 
 
 def test_a_program_survives_a_file(tmp_path):

@@ -120,7 +120,7 @@ def fit(
         subject.placement.schemes,
         activations,
         outputs=[value.name or "" for value in subject.model.graph.outputs],
-        how=How(setting.rounding, setting.correct_bias, per_tensor, effort),
+        how=How(setting.rounding, setting.correct_bias, setting.safe_pairs, per_tensor, effort),
         fitted=[position[sample] for sample in fitted],
         threads=subject.threads,
         seed=subject.seed,

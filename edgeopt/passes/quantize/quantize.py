@@ -71,7 +71,7 @@ BUDGETS: Mapping[Effort, Budget] = {
     "default": Budget(200, 80, 1.0),
     "best": Budget(400, 160, 4.0),
 }
-FALLBACK = Setting("depthwise", "gptq", correct_bias=True, lattice=False, ranges="auto")
+FALLBACK = Setting("depthwise", "gptq", correct_bias=True, lattice=False, ranges="auto", safe_pairs=True)
 
 
 class Quantize(Pass):
@@ -84,6 +84,8 @@ class Quantize(Pass):
         rounding: of weights.
         bias_correction: match every layer's mean output to the float model's.
         weights: one scale per output channel, or one per tensor (repaired as far as that goes, with a warning).
+        overflow_fix: round weights so that no two products of neighbours exceed 16 bits (``graph.overflow``): then
+            int8 weights are exact, and their kernels fastest, on x86 without VNNI too.
         keep_float: patterns of node names that stay float.
         rules: pattern of node names → scheme; the first match holds, after ``keep_float``.
         input_lattice: quantize inputs that hold 8-bit images exactly.
@@ -99,6 +101,7 @@ class Quantize(Pass):
     rounding: Literal["auto", "nearest", "gptq"] = "auto"
     bias_correction: Literal["auto"] | bool = "auto"
     weights: Literal["per-channel", "per-tensor"] = "per-channel"
+    overflow_fix: Literal["auto"] | bool = "auto"
     keep_float: tuple[str, ...] = ()
     rules: dict[str, SchemeName] = Field(default_factory=dict)
     input_lattice: Literal["auto"] | bool = "auto"
@@ -111,6 +114,12 @@ class Quantize(Pass):
                 "the engine 'nncf' makes int8 and nothing else",
                 where="passes.quantize",
                 hint="leave 'engine' out for other schemes",
+            )
+        if self.engine == "nncf" and self.overflow_fix is True:
+            raise UsageError(
+                "'overflow_fix' is the work of the engine 'edgeopt'",
+                where="passes.quantize",
+                hint="leave one of the two out",
             )
         placement = self._place(graph.model, context)
         if COMPRESSED & set(placement.schemes.values()):
@@ -250,6 +259,7 @@ class Quantize(Pass):
             FALLBACK.correct_bias if self.bias_correction == "auto" else self.bias_correction,
             lattice,
             self.ranges,
+            FALLBACK.safe_pairs if self.overflow_fix == "auto" else self.overflow_fix,
         )
 
     def _selected(
@@ -312,6 +322,8 @@ class Quantize(Pass):
             found.append(Alternative("rounding to nearest", "rounding", "nearest"))
         if self.bias_correction == "auto" and "int8" in variants[False].placement.schemes.values():
             found.append(Alternative("no bias correction", "correct_bias", False))
+        if self.overflow_fix == "auto":
+            found.append(Alternative("no overflow fix", "safe_pairs", False))
         return found
 
 

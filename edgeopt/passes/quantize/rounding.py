@@ -13,14 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgeopt.graph import overflow
 from edgeopt.graph.quantization import INT8_MAX, QuantizedTensor, QuantParams
 
 Array = npt.NDArray[Any]
 
 SHRINK = tuple(np.linspace(1.0, 0.7, 16).tolist())
 """Candidate scales of a channel, as shares of the one that just holds its largest weight."""
+GROW = (2.0, 1.8, 1.6, 1.45, 1.35, 1.25, 1.15, 1.08)
+"""More of them, where pairs of weights must be safe: at 2 every pair is."""
 LARGEST_BIAS = 2**30
 """In steps: int32 holds twice that, the rest is room for the sum of products."""
+NO_PAIRS: Array = np.empty((0, 2), np.intp)
 DAMPING = 0.01
 """Share of the mean of the Hessian's diagonal that is added to it (Frantar et al., 2022, arXiv:2210.17323)."""
 BLOCK = 64
@@ -71,7 +75,9 @@ class Layout:
         return np.ascontiguousarray(rows).reshape(self.shape)
 
 
-def weight_scales(rows: Array, importance: Array, bias: Array, *, input_scale: float, per_tensor: bool) -> Array:
+def weight_scales(
+    rows: Array, importance: Array, bias: Array, *, input_scale: float, per_tensor: bool, pairs: Array = NO_PAIRS
+) -> Array:
     """Scale of every row, (groups, rows): the candidate whose nearest rounding errs least.
 
     Args:
@@ -80,14 +86,9 @@ def weight_scales(rows: Array, importance: Array, bias: Array, *, input_scale: f
         bias: (groups, rows) in real units.
         input_scale: of the activation; 0 where the bias stays float.
         per_tensor: one scale for all.
+        pairs: of columns, which must be safe (``graph.overflow``).
     """
-    if per_tensor:
-        rows_seen = rows.reshape(1, 1, -1)
-        importance_seen = np.broadcast_to(importance[:, None, :], rows.shape).reshape(1, -1)
-        scale = _least_error_scale(rows_seen, importance_seen)
-        scales = np.broadcast_to(scale, rows.shape[:2]).copy()
-    else:
-        scales = _least_error_scale(rows, importance)
+    scales = _least_error_scale(rows, importance, pairs, common=per_tensor)
     # A dead channel takes its neighbours' scale: any would do, and a tiny one would overflow its bias.
     dead = scales <= 0
     alive = scales[~dead]
@@ -99,27 +100,31 @@ def weight_scales(rows: Array, importance: Array, bias: Array, *, input_scale: f
     return scales.astype(np.float32)
 
 
-def _least_error_scale(rows: Array, importance: Array) -> Array:
+def _least_error_scale(rows: Array, importance: Array, pairs: Array, *, common: bool) -> Array:
     largest = np.abs(rows).max(2)
+    if common:
+        largest = np.full(largest.shape, largest.max())
     best = np.full(largest.shape, np.inf)
     scales = np.zeros(largest.shape)
-    for share in SHRINK:
-        scale = np.maximum(largest * share / INT8_MAX, 1e-30)[..., None]
-        rounded = np.clip(np.rint(rows / scale), -INT8_MAX, INT8_MAX) * scale
-        error = ((rounded - rows) ** 2 * importance[:, None, :]).sum(2)
+    for share in (*GROW, *SHRINK) if len(pairs) else SHRINK:
+        scale = np.maximum(largest * share / INT8_MAX, 1e-30)
+        error = ((nearest(rows, scale, pairs) * scale[..., None] - rows) ** 2 * importance[:, None, :]).sum(2)
+        if common:
+            error = np.full(error.shape, error.sum())
         better = error < best * (1 - 1e-9)
         best = np.where(better, error, best)
-        scales = np.where(better, scale[..., 0], scales)
+        scales = np.where(better, scale, scales)
     scales[largest <= 0] = 0.0
     return scales
 
 
-def nearest(rows: Array, scales: Array) -> npt.NDArray[np.int8]:
+def nearest(rows: Array, scales: Array, pairs: Array = NO_PAIRS) -> npt.NDArray[np.int8]:
+    """Rounded to nearest; then pairs of columns are made safe."""
     integers: npt.NDArray[np.int8] = np.clip(np.rint(rows / scales[..., None]), -INT8_MAX, INT8_MAX).astype(np.int8)
-    return integers
+    return overflow.within(integers, pairs) if len(pairs) else integers
 
 
-def gptq(rows: Array, scales: Array, hessian: Array) -> npt.NDArray[np.int8]:
+def gptq(rows: Array, scales: Array, hessian: Array, pairs: Array = NO_PAIRS) -> npt.NDArray[np.int8]:
     """Round column by column and let the columns not yet rounded make up for each error (GPTQ).
 
     Frantar et al., 2022, arXiv:2210.17323, in the form of Chee et al., 2023, arXiv:2307.13304 (LDLQ), which is the same
@@ -132,6 +137,8 @@ def gptq(rows: Array, scales: Array, hessian: Array) -> npt.NDArray[np.int8]:
         rows: (groups, rows, columns) float.
         scales: (groups, rows).
         hessian: (groups, columns, columns), covariance of the columns' inputs.
+        pairs: of columns, which must be safe (``graph.overflow``). Where rounding to nearest cuts a pair, its share of
+            the cut bounds both; elsewhere the one that comes first bounds the other.
 
     Returns:
         int8 (groups, rows, columns); never worse than nearest rounding in ``hessian_error``, row by row.
@@ -147,19 +154,55 @@ def gptq(rows: Array, scales: Array, hessian: Array) -> npt.NDArray[np.int8]:
     upper = np.linalg.cholesky(ordered[:, ::-1, ::-1])[:, ::-1, ::-1]
     upper = upper / upper[:, index, index][:, None, :]
     weights = np.take_along_axis(rows, order[:, None, :], 2).astype(np.float64)
-    rounded = _with_feedback(weights, scales.astype(np.float64), upper)
+    plain = nearest(rows, scales, pairs)
+    bounds = _Bounds(order, plain, nearest(rows, scales), pairs) if len(pairs) else None
+    rounded = _with_feedback(weights, scales.astype(np.float64), upper, bounds)
     integers = np.empty(rows.shape, np.int8)
     np.put_along_axis(integers, np.broadcast_to(order[:, None, :], rows.shape), rounded, 2)
-    plain = nearest(rows, scales)
     worse = hessian_error(rows, scales, integers, hessian) > hessian_error(rows, scales, plain, hessian)
     integers[worse] = plain[worse]
     return integers
 
 
-def _with_feedback(weights: Array, scales: Array, upper: Array) -> npt.NDArray[np.int8]:
+class _Bounds:
+    """How large the integer of a column may become, given its partner's, in the order in which columns are rounded.
+
+    Args:
+        order: (groups, columns) of columns.
+        safe, free: (groups, rows, columns) in the graph's order: rounded to nearest with and without safe pairs.
+        pairs: of columns, in the graph's order.
+    """
+
+    def __init__(self, order: Array, safe: Array, free: Array, pairs: Array) -> None:
+        partner = np.full(order.shape[1], -1)
+        partner[pairs[:, 0]], partner[pairs[:, 1]] = pairs[:, 1], pairs[:, 0]
+        position = np.argsort(order, axis=1)
+        # Where a column's partner is in the order; a column without one is its own, and not yet rounded then.
+        of_column = np.where(partner < 0, np.arange(len(partner)), partner)
+        self._partner = np.take_along_axis(position, of_column[order], 1)
+        most = np.where(safe == free, INT8_MAX, np.abs(safe.astype(np.int16)))
+        for side in (0, 1):  # a pair is cut as a whole
+            column, other = pairs[:, side], pairs[:, 1 - side]
+            was_cut = safe[..., other] != free[..., other]
+            most[..., column] = np.where(was_cut, np.abs(safe[..., column].astype(np.int16)), most[..., column])
+        self._most = np.take_along_axis(most, order[:, None, :], 2)
+        self._groups = np.arange(len(order))
+
+    def cut(self, steps: Array, integers: Array, column: int) -> Array:
+        """(groups, rows) of what column would be, given the integers so far (zero where there is none yet)."""
+        partner = integers[self._groups, :, self._partner[:, column]].astype(np.int16)
+        left = overflow.PAIR_LIMIT - np.abs(partner)
+        most = self._most[:, :, column]
+        high = np.minimum(most, np.where(partner > 0, left, INT8_MAX))
+        low = np.minimum(most, np.where(partner < 0, left, INT8_MAX))
+        result: Array = np.clip(steps, -low, high)
+        return result
+
+
+def _with_feedback(weights: Array, scales: Array, upper: Array, bounds: _Bounds | None) -> npt.NDArray[np.int8]:
     columns = weights.shape[2]
     errors = np.zeros(weights.shape)
-    integers = np.empty(weights.shape, np.int8)
+    integers = np.zeros(weights.shape, np.int8)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
         wanted = weights[:, :, start:stop] + errors[:, :, :start] @ upper[:, :start, start:stop]
@@ -167,6 +210,8 @@ def _with_feedback(weights: Array, scales: Array, upper: Array) -> npt.NDArray[n
             feedback = errors[:, :, start:column] @ upper[:, start:column, column, None]
             value = (wanted[:, :, column - start] + feedback[:, :, 0]) / scales
             steps = np.clip(np.rint(value), -INT8_MAX, INT8_MAX) * (weights[:, :, column] != 0)
+            if bounds is not None:
+                steps = bounds.cut(steps, integers, column)
             integers[:, :, column] = steps
             errors[:, :, column] = weights[:, :, column] - steps * scales
     return integers

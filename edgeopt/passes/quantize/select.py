@@ -35,6 +35,7 @@ class Setting:
     correct_bias: bool
     lattice: bool
     ranges: Estimator
+    safe_pairs: bool
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ def describe(setting: Setting) -> str:
         {"nearest": "rounding to nearest", "gptq": "second-order rounding (GPTQ)"}[setting.rounding],
         "bias correction" if setting.correct_bias else "no bias correction",
     ]
+    if setting.safe_pairs:
+        parts.append("overflow fix")
     if setting.lattice:
         parts.append("input lattice")
     return ", ".join(parts)

@@ -18,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgeopt.graph import overflow
 from edgeopt.graph.placement import FUSED_ACTIVATIONS
 from edgeopt.graph.quantization import INT8_MAX, QuantizedTensor, QuantParams
 from edgeopt.passes.base import Samples
 from edgeopt.passes.quantize.calibration import only, shape_of
 from edgeopt.passes.quantize.moments import Moments, enough_rows, moments
-from edgeopt.passes.quantize.rounding import Layout, gptq, nearest, quantized_weight, weight_scales
+from edgeopt.passes.quantize.rounding import NO_PAIRS, Layout, gptq, nearest, quantized_weight, weight_scales
 from edgeopt.passes.quantize.segments import BIAS, MEAN, WEIGHT, Cut, Segment, compile_segment
 from edgeopt.runtimes.onnxruntime import Session
 from edgeopt.types import SchemeName
@@ -61,6 +62,7 @@ class How:
 
     rounding: Literal["nearest", "gptq"]
     correct_bias: bool
+    safe_pairs: bool
     per_tensor: bool = False
     effort: float = 1.0
     """Factor on how many output positions the moments look at."""
@@ -189,7 +191,10 @@ class _Walk:
         weight, bias = self.layers.weights[w_name], self.layers.biases[b_name].astype(np.float64)
         layout = Layout.of(node, weight.shape)
         rows = layout.rows(weight)
-        is_static = self.schemes.get(node.name or "") == "int8"
+        scheme = self.schemes.get(node.name or "")
+        is_static = scheme == "int8"
+        paired = self.how.safe_pairs and scheme in ("int8", "int8-dynamic")
+        pairs = overflow.pairs(layout.op, layout.shape, layout.groups) if paired else NO_PAIRS
         grid = self.params[x_name] if is_static else None
         corrects = self.how.correct_bias and is_static and bool(self.fitted)
         seen = self._moments(node, layout, grid, index)
@@ -202,9 +207,13 @@ class _Walk:
             bias.reshape(rows.shape[:2]),
             input_scale=0.0 if grid is None else float(grid.scale),
             per_tensor=self.how.per_tensor or layout.axis is None,
+            pairs=pairs,
         )
         use_gptq = self.how.rounding == "gptq" and hessian is not None
-        integers = gptq(rows, scales, hessian) if use_gptq and hessian is not None else nearest(rows, scales)
+        if use_gptq and hessian is not None:
+            integers = gptq(rows, scales, hessian, pairs)
+        else:
+            integers = nearest(rows, scales, pairs)
         stored = quantized_weight(layout, integers, scales)
         self.weights[w_name] = stored
         fed = {WEIGHT: stored.dequantize(), BIAS: bias.astype(np.float32)}

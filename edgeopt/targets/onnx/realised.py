@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ import onnx_ir as ir
 
 from edgeopt.errors import TargetError
 from edgeopt.formats.onnx import CONVERSIONS, INT8_OPERATORS, MOVEMENT, REORDERS, STATIC_PRODUCTS, load, precision_of
+from edgeopt.graph.overflow import is_safe
 from edgeopt.graph.placement import FUSED_ACTIVATIONS, WEIGHTED
 from edgeopt.graph.qdq import INTEGERS_SUFFIX
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
@@ -64,21 +66,13 @@ def read_realised(path: Path, graph: QuantizedGraph, activations: str) -> Realis
         for op_type, count in sorted(leftovers.items())
     ]
     if activations == "uint8" and saturates():
-        products = {"QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3, "MatMulIntegerToFloat": 1}
         constants = ir.load(path).graph.initializers
-        clipped = sum(
-            (weight := node.inputs[products[node.op_type]]) is not None
-            and weight.name is not None
-            and weight.name in constants
-            and constants[weight.name].dtype == ir.DataType.INT8
-            for node in integers
-            if node.op_type in products
-        )
+        clipped = sum(_overflows(node, constants) for node in integers)
         if clipped:
             texts.append(
                 f"{clipped} products with int8 weights, which this processor (x86 without VNNI) saturates at 16"
                 " bits: results are wrong here unless the session sets session.x64quantprecision to 1"
-                " (weights: uint8 is exact everywhere)"
+                " (weights: uint8 is exact everywhere, and so is int8 with overflow_fix)"
             )
     if activations == "int8" and unasked:
         # The form is what other providers read; x86 has no kernel for int8 activations that several nodes read.
@@ -97,6 +91,21 @@ def read_realised(path: Path, graph: QuantizedGraph, activations: str) -> Realis
         leftovers=tuple(texts),
         unasked_float=tuple(unasked),
     )
+
+
+WEIGHT_INPUT = {"QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3, "MatMulIntegerToFloat": 1}
+
+
+def _overflows(node: ir.Node, constants: Mapping[str, ir.Value]) -> bool:
+    """Whether an optimised product has int8 weights of which a pair can overflow 16 bits."""
+    weight = node.inputs[WEIGHT_INPUT[node.op_type]] if node.op_type in WEIGHT_INPUT else None
+    stored = None if weight is None or weight.name is None else constants.get(weight.name)
+    if stored is None or stored.const_value is None or stored.dtype != ir.DataType.INT8:
+        return False
+    integers = stored.const_value.numpy()
+    if node.op_type == "QLinearConv":
+        return not is_safe(integers, "Conv", node.attributes.get_int("group", 1))
+    return not is_safe(integers if node.attributes.get_int("transB", 0) else integers.T, "Gemm", 1)
 
 
 def _kind(node: ir.Node) -> Literal["int8", "float", "other"]:

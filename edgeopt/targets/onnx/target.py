@@ -41,7 +41,8 @@ class Onnx(Target):
             the CPU provider computes part of such a file in float, which then stands in ``realised.leftovers``.
         weights: the integer type of weights between uint8 activations; the grid is the same. ``uint8`` is exact on
             every processor; ``int8`` is faster where there is VNNI, and wrong on x86 without it unless each session
-            sets ``session.x64quantprecision`` to 1. None: ``int8`` where the machine that converts computes it exactly.
+            sets ``session.x64quantprecision`` to 1, or the weights cannot overflow (``overflow_fix``). None: ``int8``
+            where the machine that converts computes it exactly, weight by weight.
         io: type of the float inputs and outputs. ``int8`` and ``uint8`` are the integers of the table's grid; scale
             and zero point of each stand in the file's metadata (``edgeopt.io``).
         gates: what ``x · sigmoid(x)``, HardSwish and HardSigmoid between integers compute in. ``int8`` puts the gate
@@ -81,8 +82,8 @@ class Onnx(Target):
         drop_zero_points(draft)
         quantize_at_run_time(draft)
         fold_weights(draft)
-        if self._unsigned_weights():
-            shift_weights(draft)
+        if self.weights == "uint8" or (self.weights is None and self.activations == "uint8" and saturates()):
+            shift_weights(draft, only_unsafe=self.weights is None)
         compute_in_fp16(model.graph, lambda node: draft.table.scheme(node) == "fp16")
         grids = integer_io(draft, np.dtype(self.io)) if self.io != "float32" else {}
         opset = self.opset or model.graph.opset_imports[""]
@@ -122,11 +123,6 @@ class Onnx(Target):
         if self.weights == "uint8" and self.activations == "int8":
             raise ValueError("'weights: uint8' goes with 'activations: uint8': no kernel takes int8 with uint8")
         return self
-
-    def _unsigned_weights(self) -> bool:
-        if self.weights is None:
-            return self.activations == "uint8" and saturates()
-        return self.weights == "uint8"
 
     def realised(self, path: Path, graph: QuantizedGraph) -> Realised:
         """What ONNX Runtime's CPU provider makes of the file.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt.graph.model import make_like
+from edgeopt.graph.overflow import is_safe
 from edgeopt.graph.pairs import along_axis
 from edgeopt.graph.placement import WEIGHTED
 from edgeopt.graph.qdq import INTEGERS_SUFFIX
@@ -93,12 +95,19 @@ def fold_weights(draft: Draft) -> None:
         make_like(product.outputs[0], read, name)
 
 
-def shift_weights(draft: Draft) -> None:
-    """int8 weights of products as uint8: integers and zero points + 128."""
+def shift_weights(draft: Draft, *, only_unsafe: bool) -> None:
+    """int8 weights of products as uint8: integers and zero points + 128.
+
+    Args:
+        draft: the graph.
+        only_unsafe: leave those of which no kernel's 16-bit sums can overflow (``graph.overflow``).
+    """
     for node in list(draft.graph):
         if node.op_type == "MatMulInteger":
             stored = node.inputs[1]
             assert stored is not None and stored.const_value is not None
+            if only_unsafe and is_safe(stored.const_value.numpy().T, "Gemm", 1):
+                continue
             shifted = _shifted(draft, stored)
             node.resize_inputs(4)
             node.replace_input_with(1, shifted)
@@ -108,13 +117,18 @@ def shift_weights(draft: Draft) -> None:
         stored, scale = node.inputs[0], node.inputs[1].const_value
         if stored.const_value is None or stored.dtype != ir.DataType.INT8 or scale is None:
             continue
-        if not any(use.node.op_type in WEIGHTED and use.idx == 1 for use in node.outputs[0].uses()):
+        readers = [use.node for use in node.outputs[0].uses() if use.node.op_type in WEIGHTED and use.idx == 1]
+        if not readers or (only_unsafe and all(_is_safe(reader, stored.const_value.numpy()) for reader in readers)):
             continue
         shifted = _shifted(draft, stored)
         zero_point = np.full(tuple(scale.shape.numpy()), 128, np.uint8)
         node.resize_inputs(3)
         node.replace_input_with(0, shifted)
         node.replace_input_with(2, draft.constant(f"{shifted.name}__zero_point", zero_point))
+
+
+def _is_safe(node: ir.Node, integers: npt.NDArray[np.int8]) -> bool:
+    return is_safe(integers, node.op_type, node.attributes.get_int("group", 1))
 
 
 def _shifted(draft: Draft, stored: ir.Value) -> ir.Value:
