@@ -286,7 +286,8 @@ def more(folder: Path, limit: int | None, arms: dict[str, dict[str, Any]]) -> No
 
     parts = folder / "more"
     parts.mkdir(exist_ok=True)
-    known = torch.load(folder / "start.pt", weights_only=True) | torch.load(folder / "trained.pt", weights_only=True)
+    # Where both have a name, the start: a student that was trained before must not begin where that one ended.
+    known = torch.load(folder / "trained.pt", weights_only=True) | torch.load(folder / "start.pt", weights_only=True)
     for name, state in known.items():
         torch.save(state, parts / f"from-{name.replace(':', '-')}.pt")
     plan = json.loads((folder / "arms.json").read_text())

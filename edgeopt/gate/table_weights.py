@@ -13,20 +13,47 @@ from edgeopt.gate.evidence import Evidence, Located
 from edgeopt.graph.model import constant
 from edgeopt.graph.placement import FUSED_ACTIVATIONS, POOLS, WEIGHTED
 from edgeopt.graph.quantization import Quantization, QuantizedTensor
+from edgeopt.passes.quantize.rounding import Layout
 
 FIT_ROUNDS = 16
 PASSED_THROUGH = 6
 UNCOMPENSATED = 0.35
 """Of the logarithm: a factor of 1.4. Rounding moves the fitted factor of a channel by a few hundredths."""
+FEWEST_CHANNELS = 4
+"""Two channels may well be each other's mirror image, as those of a classifier with two classes."""
+APART = 16.0
+"""In steps: how far the largest weights of channels are apart, so that one scale for both is no coincidence."""
 WEIGHT_STEPS = 2.0
 """Rounding to nearest leaves 0.29 steps (rms), second-order rounding up to about 1: twice that is another number."""
 
 
 def wrong_weights(evidence: Evidence) -> list[Located]:
     """Weights that are not those of the float graph, in graph order. A channel that contributes nothing may
-    be among them in a right table too, so they explain a loss and are none."""
+    be among them in a right table too, so they explain a loss and are none. One scale where one per channel was asked
+    for is certain."""
     graph = evidence.run.graph
-    return list(_weights(graph.model, graph.quantization or Quantization()))
+    table = graph.quantization or Quantization()
+    asked = any(getattr(step, "weights", None) == "per-tensor" for step in evidence.run.recipe.passes)
+    return [*([] if asked else collapsed(graph.model, table)), *_weights(graph.model, table)]
+
+
+def collapsed(model: ir.Model, table: Quantization) -> Iterator[Located]:
+    """Weights with one scale for all channels, whose channels differ in size: no estimator gives them the same."""
+    for node in model.graph:
+        name = node.inputs[1].name or "" if len(node.inputs) > 1 and node.inputs[1] is not None else ""
+        real, stored = constant(node.inputs[1]) if name else None, table.weights.get(name)
+        if stored is None or real is None or real.shape != stored.integers.shape:
+            continue
+        layout = Layout.of(node, real.shape)
+        if layout.axis is None:
+            continue  # a grouped ConvTranspose, which has one by rights
+        rows = np.moveaxis(real, layout.axis, 0).reshape(layout.outputs, -1)
+        largest = np.abs(rows).max(1)
+        alive = largest > 0
+        scales = np.broadcast_to(stored.params.scale, largest.shape)[alive]
+        if alive.sum() >= FEWEST_CHANNELS and np.ptp(scales) == 0 and np.ptp(largest[alive]) > APART * scales[0]:
+            text = f"weights of node {node.name}: one scale for all of its {layout.outputs} channels, asked per channel"
+            yield Located(node.name or "", text, node.name or "", certain=True)
 
 
 def _weights(model: ir.Model, table: Quantization) -> Iterator[Located]:

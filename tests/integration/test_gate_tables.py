@@ -13,6 +13,7 @@ from edgeopt.gate.differing_layer import exposed
 from edgeopt.gate.table_biases import unexplained
 from edgeopt.gate.table_factors import factors
 from edgeopt.gate.table_grids import not_as_recorded
+from edgeopt.gate.table_weights import collapsed
 from edgeopt.graph.model import constant
 from edgeopt.graph.quantization import QuantizedGraph, QuantizedTensor, QuantParams
 from edgeopt.passes.base import Context
@@ -89,6 +90,13 @@ def test_a_right_table_is_left_alone(tmp_path, settings):
     made = quantized(tmp_path, **settings)
     assert not list(not_as_recorded(made.model, made.quantization))
     assert not list(unexplained(made, images(16, 2)))
+    assert not list(collapsed(made.model, made.quantization))
+
+
+def test_one_scale_for_all_channels_is_named(tmp_path):
+    found = list(collapsed(uneven(), quantized(tmp_path, weights="per-tensor").quantization))
+    assert [one.layer for one in found] == ["stem", LAYER, "wide", "logits"]
+    assert all(one.certain and "one scale for all" in one.text for one in found)
 
 
 def test_factors_are_those_of_equalisation(graph):
