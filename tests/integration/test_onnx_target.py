@@ -315,6 +315,28 @@ def test_safe_pairs_are_exact_in_every_kernel(outputs: int, inputs: int, groups:
         assert np.array_equal(signed, unsigned)
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (7, 5), (130, 10), (33, 1), (256, 24)])
+def test_safe_pairs_are_exact_in_matrix_products(inputs: int, outputs: int) -> None:
+    """QGemm is the same kernel with a scale behind it."""
+    rng, pairs = np.random.default_rng(inputs), overflow.pairs("Gemm", (outputs, inputs), 1)
+    weight = rng.choice([-127, 127], (outputs, inputs))
+    part = rng.integers(1, overflow.PAIR_LIMIT, (outputs, len(pairs)))
+    sign = rng.choice([-1, 1], part.shape)
+    weight[:, pairs[:, 0]], weight[:, pairs[:, 1]] = part * sign, (overflow.PAIR_LIMIT - part) * sign
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+        "one",
+        [value("x", onnx.TensorProto.UINT8, [4, inputs])],
+        [value("y", onnx.TensorProto.INT32, [4, outputs])],
+        [onnx.numpy_helper.from_array(np.ascontiguousarray(weight.T.astype(np.int8)), "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    x = rng.choice([0, 255], (4, inputs), p=[0.2, 0.8]).astype(np.uint8)
+    with Session(model.SerializeToString()) as session:
+        assert np.array_equal(session.run({"x": x})["y"], x.astype(np.int64) @ weight.T)
+
+
 def qlinear_conv(weight: np.ndarray, x: np.ndarray, groups: int, shift: int) -> np.ndarray:
     """One QLinearConv with weights int8, or shifted to uint8, which no kernel saturates."""
     stored = weight if not shift else (weight.astype(np.int16) + shift).astype(np.uint8)
