@@ -8,7 +8,7 @@ import pytest
 from edgeopt.errors import ModelError
 from edgeopt.formats import tflite
 from edgeopt.runtimes import litert
-from edgeopt.targets.tflite.emit import options
+from edgeopt.targets.tflite.draft import options
 
 
 def two_operators(dtype: str = "float32") -> tflite.Model:

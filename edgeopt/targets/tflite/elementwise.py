@@ -11,7 +11,8 @@ from edgeopt.formats.tflite import Layout
 from edgeopt.graph.quantization import INT8_MAX, INT8_MIN, QuantParams
 from edgeopt.targets.tflite import layout as lay
 from edgeopt.targets.tflite.attributes import Array, clip_bounds, constant, constant_input, shape_of
-from edgeopt.targets.tflite.emit import NONE, RELU6, Emitter, Stored, chain_of, dtype_of, options
+from edgeopt.targets.tflite.draft import options
+from edgeopt.targets.tflite.emit import NONE, RELU6, Emitter, Stored, chain_of, dtype_of
 
 ADD_RATIO = (2.0**-10, 2.0**8)
 """Input scale / output scale of ADD and SUB that XNNPACK takes on integers: at least, below."""

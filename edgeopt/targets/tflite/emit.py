@@ -6,9 +6,8 @@ semantics says it reads (see ``graph.quantization``), converting and moving only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt.errors import TargetError
-from edgeopt.formats import tflite
 from edgeopt.formats.tflite import Layout
 from edgeopt.graph.placement import WEIGHTED, fused_activation
 from edgeopt.graph.quantization import INT8_MAX, INT8_MIN, Quantization, QuantParams
 from edgeopt.targets.tflite import layout as lay
-from edgeopt.targets.tflite.attributes import clip_bounds, constant, shape_of
+from edgeopt.targets.tflite.attributes import clip_bounds, constant
+from edgeopt.targets.tflite.draft import Draft, one_grid, options
 from edgeopt.types import SchemeName
 
 Array = npt.NDArray[Any]
@@ -32,15 +31,6 @@ FLOAT_SUFFIX = "__dq"
 NONE, RELU, RELU_N1_TO_1, RELU6 = 0, 1, 2, 3
 """The schema's ActivationFunctionType."""
 FUSED_FLOAT = {(0.0, float("inf")): RELU, (-1.0, 1.0): RELU_N1_TO_1, (0.0, 6.0): RELU6}
-
-INT8_VERSIONS = {
-    "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "TRANSPOSE_CONV": 3, "ADD": 2, "SUB": 2, "MUL": 2,
-    "CONCATENATION": 2, "PAD": 2, "PADV2": 2, "MAX_POOL_2D": 2, "AVERAGE_POOL_2D": 2, "MEAN": 2, "TRANSPOSE": 2,
-    "SPLIT": 2, "SLICE": 2, "STRIDED_SLICE": 2, "RESIZE_BILINEAR": 2, "RESIZE_NEAREST_NEIGHBOR": 2, "LOGISTIC": 2,
-    "TANH": 2, "BATCH_MATMUL": 2, "DEQUANTIZE": 2, "SPACE_TO_DEPTH": 2, "SUM": 2, "REDUCE_MAX": 2, "GATHER": 2,
-    "MIRROR_PAD": 2,
-}  # fmt: skip
-"""First operator version that takes int8, so that a runtime too old says so (tensorflow/lite/tools/versioning)."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class Stored:
         return self.layout.perm
 
 
-class Emitter:
+class Emitter(Draft):
     """Writes operators and keeps account of values.
 
     Args:
@@ -65,7 +55,7 @@ class Emitter:
     """
 
     def __init__(self, graph: ir.Graph, table: Quantization | None, *, spatial_outputs: bool) -> None:
-        self.model = tflite.Model(description="edgeopt")
+        super().__init__()
         self.table = table or Quantization()
         self.wanted = lay.wanted_perms(graph, spatial_outputs=spatial_outputs)
         self.floats: dict[ir.Value, Stored] = {}
@@ -73,100 +63,13 @@ class Emitter:
         self.ports: dict[int, Layout] = {}
         """Tensors that are inputs and outputs of the file."""
         self.done: set[ir.Node] = set()
-        self.node: ir.Node | None = None
         self.native = False
         """Whether the node at work computes on integers in the file."""
         self._outputs = set(graph.outputs)
-        self._taken: set[str] = set()
         self._moved: dict[tuple[int, Layout], Stored] = {}
         self._islands: dict[tuple[ir.Value, ir.Node | None], Stored] = {}
-        self._constants: dict[tuple[object, ...], int] = {}
         self._clamp: tuple[float, float] | None = None
         self._coarse: float | None = None
-        self._shared: dict[tuple[object, ...], int] = {}
-
-    # --- tensors and operators
-
-    def tensor(
-        self,
-        name: str,
-        shape: Sequence[int],
-        dtype: str = "float32",
-        *,
-        data: Array | None = None,
-        grid: QuantParams | None = None,
-        axis: int = 0,
-    ) -> int:
-        """A new tensor; its name is made unique."""
-        unique, count = name, 2
-        while unique in self._taken:
-            unique, count = f"{name}__{count}", count + 1
-        self._taken.add(unique)
-        record = tflite.Tensor(unique, tuple(int(size) for size in shape), dtype, data, axis=axis)
-        if grid is not None:
-            record.scale, record.zero_point = np.atleast_1d(grid.scale), np.atleast_1d(grid.zero_point)
-        self.model.tensors.append(record)
-        return len(self.model.tensors) - 1
-
-    def temporary(self, hint: str, shape: Sequence[int], like: int | None = None) -> int:
-        """A tensor that no value of the graph has: float, or of the type and grid of tensor ``like``."""
-        name = f"{self._scope}/{hint}"
-        if like is None:
-            return self.tensor(name, shape)
-        index = self.tensor(name, shape, self.model.tensors[like].dtype)
-        self.model.tensors[index].scale = self.model.tensors[like].scale
-        self.model.tensors[index].zero_point = self.model.tensors[like].zero_point
-        return index
-
-    def constant(self, hint: str, array: Array, *, grid: QuantParams | None = None, axis: int = 0) -> int:
-        """A constant tensor; equal small constants of one type share one."""
-        array = np.ascontiguousarray(array)
-        key: tuple[object, ...] | None = None
-        if grid is None and array.size <= 64:
-            key = (array.dtype.str, array.shape, array.tobytes())
-            if key in self._constants:
-                return self._constants[key]
-        index = self.tensor(hint, array.shape, array.dtype.name, data=array, grid=grid, axis=axis)
-        if key is not None:
-            self._constants[key] = index
-        return index
-
-    def operator(self, code: str, inputs: Sequence[int], outputs: Sequence[int], options: Any = None) -> None:
-        activation = inputs[2] if code == "TRANSPOSE_CONV" else inputs[0]
-        first = self.model.tensors[activation]
-        version = INT8_VERSIONS.get(code, 1) if first.dtype in ("int8", "uint8") else 1
-        if code == "DEQUANTIZE":
-            version = {"float16": 3}.get(first.dtype, 5 if first.scale is not None and first.scale.size > 1 else 2)
-        elif code in ("CONV_2D", "DEPTHWISE_CONV_2D") and first.dtype == "float32":
-            version = 5 if self.model.tensors[inputs[1]].dtype == "int8" else 1
-        elif code == "FULLY_CONNECTED" and first.dtype == "float32" and self.model.tensors[inputs[1]].dtype == "int8":
-            version = 12
-        elif code == "TRANSPOSE_CONV":
-            version = 3  # with a bias
-        elif code == "BROADCAST_TO":
-            version = 2  # LiteRT registers no first one
-        self.model.operators.append(tflite.Operator(code, tuple(inputs), tuple(outputs), options, version))
-
-    def step(
-        self, code: str, inputs: Sequence[int], shape: Sequence[int], options: Any = None, *, like: int | None = None
-    ) -> int:
-        """An operator into a fresh temporary."""
-        index = self.temporary(code.lower(), shape, like)
-        self.operator(code, inputs, (index,), options)
-        return index
-
-    def shape(self, index: int) -> tuple[int, ...]:
-        return self.model.tensors[index].shape
-
-    def shared(self, key: tuple[object, ...], make: Callable[[], int]) -> int:
-        """The tensor that ``make`` wrote for ``key``, written once."""
-        if key not in self._shared:
-            self._shared[key] = make()
-        return self._shared[key]
-
-    @property
-    def _scope(self) -> str:
-        return (self.node.name if self.node is not None else None) or "edgeopt"
 
     # --- what the table says
 
@@ -285,30 +188,6 @@ class Emitter:
         if lay.moves_nothing(layout.shape, layout.perm, target.perm):
             return self.reshape(index, lay.stored_shape(target))
         return self.transpose(index, tuple(layout.perm.index(axis) for axis in target.perm))
-
-    def reshape(self, index: int, shape: Sequence[int], out: int | None = None) -> int:
-        """RESHAPE, or nothing where the shape is that already and no output tensor is given."""
-        shape = tuple(shape)
-        if out is None:
-            if self.shape(index) == shape:
-                return index
-            out = self.temporary("reshape", shape, like=index)
-            if (data := self.model.tensors[index].data) is not None:
-                self.model.tensors[out].data = data.reshape(shape)
-                return out
-        target = self.constant("shape", np.asarray(shape, np.int32))
-        self.operator("RESHAPE", (index, target), (out,), options("Reshape", newShape=list(shape)))
-        return out
-
-    def transpose(self, index: int, perm: Sequence[int], out: int | None = None) -> int:
-        perm = tuple(perm)
-        if out is None:
-            if perm == lay.identity(len(perm)):
-                return index
-            out = self.temporary("transpose", [self.shape(index)[axis] for axis in perm], like=index)
-        order = self.constant("perm", np.asarray(perm, np.int32))
-        self.operator("TRANSPOSE", (index, order), (out,), options("Transpose"))
-        return out
 
     # --- writing
 
@@ -455,80 +334,6 @@ class Emitter:
             return None
         return behind.outputs[0] if self.grid(behind.outputs[0]) is not None else None
 
-    # --- weights
-
-    def weight(self, node: ir.Node, array: Array, scale_axis: int, permute: Any) -> int:
-        """The weight of ``node`` as its scheme stores it.
-
-        Args:
-            node: the weighted node; its weight is input 1.
-            array: the float weight.
-            scale_axis: channel axis in the file.
-            permute: function from the graph's layout of the weight to the file's.
-        """
-        value = node.inputs[1]
-        assert value is not None
-        name = value.name or "weight"
-        stored = self.table.weights.get(name)
-        if self.scheme in ("int8", "int8-weights", "int8-dynamic") and stored is not None:
-            integers = permute(stored.integers)
-            scale = stored.params.scale
-            if scale.ndim and scale.size != integers.shape[scale_axis]:  # a grouped transposed convolution made dense
-                scale = np.tile(scale, integers.shape[scale_axis] // scale.size)
-            grid = QuantParams(scale, np.zeros(scale.shape, np.int32), scale_axis if scale.ndim else None)
-            index = self.constant(name, integers, grid=grid, axis=scale_axis if scale.ndim else 0)
-            return index if self.native or self.scheme == "int8-dynamic" else self.dequantized(index, name)
-        if self.scheme == "fp16":
-            return self.dequantized(self.constant(name, half(permute(array), name)), name)
-        return self.constant(name, permute(array))
-
-    def bias(self, node: ir.Node, channels: int, x: Stored, weight: int, *, more: float = 0.0) -> int:
-        """The bias: int32 on the grid of input scale · weight scale, or float32. Zeros are made if there is none.
-
-        ``more`` is added to it, in float.
-        """
-        value = node.inputs[2] if len(node.inputs) > 2 else None
-        array = constant(value)
-        if array is None:
-            array = np.zeros(channels, np.float32)
-        array = array.reshape(-1)
-        hint = (value.name if value is not None else None) or f"{node.name}/bias"
-        if not self.native:
-            return self.constant(hint, array + np.float32(more) if more else array)
-        scale_in = self.model.tensors[x.index].scale
-        scale_weight = self.model.tensors[weight].scale
-        assert scale_in is not None and scale_weight is not None
-        # The product of two tiny scales can vanish, and no runtime takes a scale of 0.
-        scale = np.maximum((scale_in * scale_weight).astype(np.float32), np.finfo(np.float32).tiny)
-        integers = self.table.biases.get(hint)
-        if integers is None:
-            limit = np.iinfo(np.int32)
-            # Scales can be so small that a bias leaves int32; then it saturates, as every runtime would.
-            integers = np.clip(np.rint(array.astype(np.float64) / scale), limit.min, limit.max).astype(np.int32)
-        grid = QuantParams(scale if scale.size > 1 else scale[0], np.zeros(scale.shape if scale.size > 1 else ()),
-                           0 if scale.size > 1 else None)  # fmt: skip
-        return self.constant(hint, integers.reshape(-1).astype(np.int32), grid=grid)
-
-    def weight_scale(self, node: ir.Node) -> Array | None:
-        """Scale of an int8 weight of the table."""
-        value = node.inputs[1]
-        stored = None if value is None else self.table.weights.get(value.name or "")
-        return None if stored is None else stored.params.scale
-
-
-def one_grid(scale: float | Array) -> QuantParams:
-    """Per-tensor parameters with zero point 0."""
-    return QuantParams(np.asarray(scale, np.float32).reshape(()), np.zeros((), np.int32))
-
-
-def half(array: Array, name: str) -> Array:
-    """float16; TargetError where a value does not fit."""
-    if array.size and float(np.abs(array).max()) > float(np.finfo(np.float16).max):
-        raise TargetError(
-            "has values above 65504, which float16 cannot hold", where=f"weight {name}", hint="Keep this node in fp32."
-        )
-    return array.astype(np.float16)
-
 
 def _fused_integers(grid: QuantParams, low: float, high: float) -> int | None:
     """The fused activation that clamps integers of ``grid`` to [low, high], or None."""
@@ -559,19 +364,3 @@ _DTYPES: Mapping[ir.DataType | None, str] = {
 
 def dtype_of(value: ir.Value) -> str:
     return _DTYPES.get(value.dtype, "float32")
-
-
-def options(kind: str, **fields: Any) -> Any:
-    """An options object of the schema: ``options("Conv2D", strideW=2)``."""
-    return _options_type(kind)(**fields)
-
-
-@cache
-def _options_type(kind: str) -> Any:
-    from ai_edge_litert import schema_py_generated as schema
-
-    return getattr(schema, f"{kind}OptionsT")
-
-
-def output_shape(node: ir.Node) -> tuple[int, ...]:
-    return shape_of(node.outputs[0])

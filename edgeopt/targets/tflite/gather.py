@@ -7,7 +7,8 @@ import onnx_ir as ir
 
 from edgeopt.targets.tflite import layout as lay
 from edgeopt.targets.tflite.attributes import Array, constant_input, shape_of
-from edgeopt.targets.tflite.emit import Emitter, options
+from edgeopt.targets.tflite.draft import options
+from edgeopt.targets.tflite.emit import Emitter
 from edgeopt.targets.tflite.joining import every, sliced
 from edgeopt.targets.tflite.movement import write_reshape
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgeopt.targets.tflite.emit import Emitter, options
+from edgeopt.targets.tflite.draft import options
+from edgeopt.targets.tflite.emit import Emitter
 
 MOST_CONCATENATED = 5
 """XNNPACK takes a CONCATENATION of at most five."""

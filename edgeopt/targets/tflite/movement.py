@@ -10,8 +10,9 @@ import onnx_ir as ir
 from edgeopt.formats.tflite import Layout
 from edgeopt.targets.tflite import layout as lay
 from edgeopt.targets.tflite.attributes import constant, constant_input, has_input, shape_of
+from edgeopt.targets.tflite.draft import one_grid, options
 from edgeopt.targets.tflite.elementwise import common_layout
-from edgeopt.targets.tflite.emit import Emitter, Stored, one_grid, options
+from edgeopt.targets.tflite.emit import Emitter, Stored
 from edgeopt.targets.tflite.joining import every, repeated, shortened, sliced
 from edgeopt.targets.tflite.weighted import VALID
 

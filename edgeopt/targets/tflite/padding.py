@@ -7,7 +7,8 @@ import onnx_ir as ir
 
 from edgeopt.targets.tflite import layout as lay
 from edgeopt.targets.tflite.attributes import constant_input, shape_of
-from edgeopt.targets.tflite.emit import Emitter, Stored, options
+from edgeopt.targets.tflite.draft import options
+from edgeopt.targets.tflite.emit import Emitter, Stored
 from edgeopt.targets.tflite.joining import concatenated, lines_around, sliced
 from edgeopt.targets.tflite.movement import write_reshape
 

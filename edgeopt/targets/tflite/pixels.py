@@ -11,7 +11,8 @@ from edgeopt.formats.tflite import Layout
 from edgeopt.graph.quantization import INT8_MIN
 from edgeopt.targets.tflite import layout as lay
 from edgeopt.targets.tflite.attributes import Array, clip_bounds, constant, constant_input, ints, shape_of
-from edgeopt.targets.tflite.emit import Emitter, Stored, options
+from edgeopt.targets.tflite.draft import options
+from edgeopt.targets.tflite.emit import Emitter, Stored
 from edgeopt.targets.tflite.joining import concatenated, lines_around
 from edgeopt.targets.tflite.movement import write_every_pixel, write_reshape
 from edgeopt.targets.tflite.weighted import VALID, Window, pad_zero, read_spatial, write_spatial

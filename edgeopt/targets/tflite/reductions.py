@@ -10,7 +10,8 @@ import onnx_ir as ir
 from edgeopt.formats.tflite import Layout
 from edgeopt.targets.tflite import layout as lay
 from edgeopt.targets.tflite.attributes import Array, axes_of, constant_input, ints, shape_of
-from edgeopt.targets.tflite.emit import Emitter, Stored, one_grid, options
+from edgeopt.targets.tflite.draft import one_grid, options
+from edgeopt.targets.tflite.emit import Emitter, Stored
 from edgeopt.targets.tflite.weighted import VALID, Window, pad_zero, read_spatial, write_spatial
 
 MEAN_RATIO = (2.0**-8, 2.0**7)

@@ -8,7 +8,9 @@ import onnx_ir as ir
 from edgeopt.graph.quantization import QuantParams
 from edgeopt.targets.tflite import layout as lay
 from edgeopt.targets.tflite.attributes import Array, constant_input, ints, shape_of
-from edgeopt.targets.tflite.emit import NONE, RELU6, Emitter, Stored, options
+from edgeopt.targets.tflite.draft import options
+from edgeopt.targets.tflite.emit import NONE, RELU6, Emitter, Stored
+from edgeopt.targets.tflite.parameters import bias_of, weight_of, weight_scale
 
 SAME, VALID = 0, 1
 """The schema's Padding."""
@@ -25,14 +27,14 @@ def native_weighted(e: Emitter, node: ir.Node) -> bool:
     return (
         e.grid(node.inputs[0]) is not None
         and e.grid(e.native_result(node)) is not None
-        and e.weight_scale(node) is not None
+        and weight_scale(e, node) is not None
     )
 
 
 def activation_of(e: Emitter, node: ir.Node) -> tuple[int, ir.Value]:
     """The fused activation and what the operator then computes, on a grid that the delegate takes."""
     activation, value = e.fused(node)
-    grid, scale, out = e.grid(node.inputs[0]), e.weight_scale(node), e.grid(value)
+    grid, scale, out = e.grid(node.inputs[0]), weight_scale(e, node), e.grid(value)
     if grid is not None and scale is not None and out is not None:
         ratio = float((grid.scale.astype(np.float64) * scale / out.scale).max())
         e.coarsen(value, ratio, LARGEST_RATIO)
@@ -144,11 +146,11 @@ def conv(e: Emitter, node: ir.Node) -> None:
     if kind is None:
         source, kind = pad_zero(e, source, window.begins, window.ends), VALID
     if depthwise:
-        stored = e.weight(node, weight, 3, lambda w: _as_2d(w).transpose(1, 2, 3, 0))
+        stored = weight_of(e, node, weight, 3, lambda w: _as_2d(w).transpose(1, 2, 3, 0))
     else:
-        stored = e.weight(node, weight, 0, lambda w: _as_2d(w).transpose(0, 2, 3, 1))
+        stored = weight_of(e, node, weight, 0, lambda w: _as_2d(w).transpose(0, 2, 3, 1))
     gate = gate_behind(e, node)
-    bias = e.bias(node, weight.shape[0], x, stored, more=0.0 if gate is None else SATURATED * _beta(gate))
+    bias = bias_of(e, node, weight.shape[0], x, stored, more=0.0 if gate is None else SATURATED * _beta(gate))
     activation, value = activation_of(e, node) if gate is None else (RELU6, node.outputs[0])
     settings = {
         "padding": kind, "strideH": window.strides[0], "strideW": window.strides[1],
@@ -214,9 +216,9 @@ def conv_transpose(e: Emitter, node: ir.Node) -> None:
         w = _dense(w if w.ndim == 4 else w[:, :, None, :], group)
         return _dilated(w, dilations).transpose(1, 2, 3, 0)
 
-    stored = e.weight(node, weight, 0, permute)
+    stored = weight_of(e, node, weight, 0, permute)
     channels, *kernel = e.shape(stored)[:3]
-    bias = e.bias(node, channels, x, stored)
+    bias = bias_of(e, node, channels, x, stored)
     activation, value = activation_of(e, node) if e.native else (NONE, node.outputs[0])
     ends = tuple(
         max(0, (size - 1) * stride + k - out - begin)
@@ -289,8 +291,8 @@ def gemm(e: Emitter, node: ir.Node) -> None:
     weight = constant_input(node, 1)
     assert weight is not None
     x, columns = read_columns(e, node.inputs[0])
-    stored = e.weight(node, weight, 0, lambda w: w if columns is None else w[:, columns])
-    bias = e.bias(node, weight.shape[0], x, stored)
+    stored = weight_of(e, node, weight, 0, lambda w: w if columns is None else w[:, columns])
+    bias = bias_of(e, node, weight.shape[0], x, stored)
     activation, value = activation_of(e, node)
     settings = options("FullyConnected", fusedActivationFunction=activation)
     e.write(value, "FULLY_CONNECTED", (x.index, stored, bias), lay.plain(shape_of(value)), settings)
