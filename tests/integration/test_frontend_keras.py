@@ -226,7 +226,7 @@ def test_the_whole_way_from_the_command_line(keras, tmp_path: Path, capsys: pyte
     assert report["source"]["kind"] == "keras"
     assert {name: target["status"] for name, target in report["targets"].items()} == {"onnx": "ok", "tflite": "ok"}
     with LiteRT(out / "tflite" / "model.tflite") as session:
-        assert [shape for _, shape in session.inputs.values()] == [(1, 12, 12, 3)]
+        assert [info.shape for info in session.inputs.values()] == [(1, 12, 12, 3)]
     compare = ["parity", str(path), str(out / "onnx" / "model.onnx"), "--data", str(data)]
     assert run(compare, capsys) == (0, "")
 
