@@ -59,14 +59,13 @@ def build(path: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[Any, dict[str
 def _import_keras() -> Any:
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = "torch"
+        kept = os.environ.get("KERAS_HOME")
         with tempfile.TemporaryDirectory(prefix="edgeopt-") as home:
-            kept = os.environ.get("KERAS_HOME")
             os.environ["KERAS_HOME"] = home  # it would write a configuration into the user's home
             import keras
-
-            del os.environ["KERAS_HOME"]
-            if kept is not None:
-                os.environ["KERAS_HOME"] = kept
+        del os.environ["KERAS_HOME"]
+        if kept is not None:
+            os.environ["KERAS_HOME"] = kept
     import keras
 
     return keras
@@ -97,7 +96,7 @@ def _refusal(error: Exception, path: Path) -> ModelError:
     text = " ".join(str(error).split())
     if "unsafe" in text or "Lambda" in text or "lambda" in text:
         return ModelError(
-            "the model holds a function of its author (a Lambda layer); loading it would run code, "
+            "the model holds code of its author (a Lambda layer, a wrapped module); loading it would run it, "
             "so nothing was loaded",
             where=str(path),
             hint="Write the step with Keras's own layers or operations, and save the model again.",

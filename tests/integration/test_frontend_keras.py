@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import pickle
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +165,38 @@ def function(keras, path: Path) -> None:
     keras.Model(start, keras.layers.Lambda(lambda x: x * 2)(start)).save(path)
 
 
+def function_in_h5(keras, path: Path) -> Path:
+    function(keras, path.with_suffix(".h5"))
+    return path.with_suffix(".h5")
+
+
+def pickled(keras, path: Path) -> None:
+    """A module of PyTorch inside, whose pickle would leave a file behind when it is read."""
+    start = keras.Input((4,))
+    plain, left = path.with_name("plain.keras"), path.with_name("left")
+    keras.Model(start, keras.layers.Activation("relu")(start)).save(plain)
+    bomb = base64.b64encode(pickle.dumps(Touch(str(left)))).decode()
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name == "config.json":
+                config = json.loads(data)
+                config["config"]["layers"][1] |= {
+                    "class_name": "TorchModuleWrapper", "module": "keras.layers",
+                    "config": {"name": "bomb", "trainable": True, "dtype": "float32", "module": bomb},
+                }  # fmt: skip
+                data = json.dumps(config).encode()
+            target.writestr(name, data)
+
+
+class Touch:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return open, (self.path, "w")
+
+
 def half(keras, path: Path) -> None:
     start = keras.Input((4,))
     keras.Model(start, keras.layers.Dense(2, dtype="mixed_float16")(start)).save(path)
@@ -188,7 +223,9 @@ def diverged(keras, path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (function, "would run code"),
+        (function, "would run it"),
+        (function_in_h5, "would run it"),
+        (pickled, "would run it"),
         (custom, "not Keras's own"),
         (half, "computes in float16"),
         (unbuilt, "before it was built"),
@@ -197,11 +234,12 @@ def diverged(keras, path: Path) -> None:
     ],
     ids=lambda one: getattr(one, "__name__", ""),
 )
-def test_what_cannot_be_accepted_is_said(keras, make: Callable[..., None], said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_accepted_is_said(keras, make: Callable[..., Path | None], said: str, tmp_path: Path) -> None:
     path = tmp_path / "net.keras"
-    make(keras, path)
+    path = make(keras, path) or path
     with pytest.raises(ModelError, match=said) as refused:
         Loaded({"keras": str(path), "inputs": {}})
+    assert not (tmp_path / "left").exists()
     assert refused.value.where
     assert refused.value.hint
 
