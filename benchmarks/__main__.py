@@ -18,6 +18,7 @@ BENCHMARKS = (
     "file_latency",
     "cost",
     "nets_tflite",
+    "keras_models",
     "latency",
     "coreml",
     "coreml_command",

@@ -25,6 +25,7 @@ Examples:
   edgeopt convert recipes/quickstart
   edgeopt convert model.onnx --calibration images/ --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
   edgeopt convert model.onnx --target tflite --calibration samples.npz --evaluation labelled.npz
+  edgeopt convert model.keras --calibration images/ --scale 1
   edgeopt convert model.onnx --scheme fp16 --input image=1,3,224,224 --out out/half --json
 
 \b
@@ -54,8 +55,8 @@ The same command again goes on where it was interrupted; steps that are done are
 def command(source: Path, out: Path | None, localize: bool, trust: bool, json_wanted: bool, **options: Any) -> int:
     """Turn a trained model into verified artifacts for edge devices.
 
-    The model comes from a RECIPE (a .yaml file, or a folder with a recipe.yaml), or is an .onnx or .pt2 file with
-    options that say what a recipe would. Ends with 1 if parity, precision or a budget failed.
+    The model comes from a RECIPE (a .yaml file, or a folder with a recipe.yaml), or is an .onnx, .pt2, .keras or .h5
+    file with options that say what a recipe would. Ends with 1 if parity, precision or a budget failed.
     """
     recipe, name = read_request(source, options)
     from edgeopt.cli.progress import showing
@@ -99,6 +100,12 @@ def read_request(source: Path, options: dict[str, Any]) -> tuple[Recipe, str]:
     from edgeopt.recipe.load import load_recipe, recipe_from
 
     given = {name: value for name, value in options.items() if value is not None and value != ()}
+    if (source / "saved_model.pb").is_file():
+        raise ModelError(
+            "this is a TensorFlow SavedModel",
+            where=str(source),
+            hint="Load it with Keras, and save it as one file: model.save('model.keras').",
+        )
     if source.is_dir() or source.suffix in RECIPES:
         file = source / "recipe.yaml" if source.is_dir() else source
         name = file.resolve().parent.name if file.name == "recipe.yaml" else file.stem
@@ -127,10 +134,14 @@ OPTION_OF = {
 
 def _model(source: Path) -> dict[str, Any]:
     if not source.exists():
-        raise ModelError("there is no such file", where=str(source), hint="Give a recipe (.yaml), an .onnx or a .pt2.")
+        raise ModelError(
+            "there is no such file", where=str(source), hint="Give a recipe (.yaml), an .onnx, .pt2 or .keras."
+        )
+    from edgeopt.recipe.schema import MODEL_FILES
+
     kind = source.suffix.lower()
-    if kind == ".pt2":
-        return {"exported": str(source)}
+    if kind in MODEL_FILES:
+        return {MODEL_FILES[kind]: str(source)}
     if kind in (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin"):
         raise ModelError(
             "this is a PyTorch or pickle file; loading one can run any code, and weights alone are no model",

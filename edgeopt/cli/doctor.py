@@ -19,7 +19,15 @@ Examples:
   edgeopt doctor --on ssh://pi@raspberrypi.local
 """
 CORE = ("numpy", "onnx", "onnx-ir", "onnxruntime", "ai-edge-litert", "pillow", "pydantic", "safetensors")
-EXTRAS = {"torch": "torch", "onnxscript": "torch", "tensorflow": "tensorflow", "coremltools": "coreml", "nncf": "nncf"}
+EXTRAS = {
+    "torch": "torch",
+    "onnxscript": "torch",
+    "keras": "keras",
+    "h5py": "keras",
+    "tensorflow": "tensorflow",
+    "coremltools": "coreml",
+    "nncf": "nncf",
+}
 """Package → the extra of edgeopt that brings it."""
 RUNTIMES = {"ONNX Runtime": "onnxruntime", "LiteRT": "ai_edge_litert.interpreter"}
 """Runtime → module that a worker imports to see whether it works on this processor."""

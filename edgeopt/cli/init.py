@@ -17,9 +17,9 @@ Examples:
 RECIPE = """\
 edgeopt: 1                      # version of the recipe format
 
-# The float model: an ONNX file, an exported program ({{exported: model.pt2}}), or a PyTorch module in eval mode:
+# The float model: {{onnx: FILE}}, {{exported: FILE.pt2}}, {{keras: FILE}}, or a PyTorch module in eval mode:
 #   model: {{factory: "model:build", weights: model.safetensors, inputs: {{image: [1, 3, 224, 224]}}}}
-model: {{onnx: {model}}}
+model: {{{field}: {model}}}
 
 # How an image becomes the model's input: (pixels * scale - mean) / std, exactly as in training.
 # `arrays:` are taken as they are. Remove it if the model takes no images.
@@ -53,9 +53,12 @@ def command(folder: Path, model: str, calibration: str) -> int:
     """Write FOLDER/recipe.yaml, with a word on every part."""
     import json
 
+    from edgeopt.recipe.schema import MODEL_FILES
+
     file = folder / "recipe.yaml"
     kind = "arrays" if calibration.endswith(".npz") else "images"
-    text = RECIPE.format(model=json.dumps(model), calibration=f"{kind}: {json.dumps(calibration)}")
+    field = MODEL_FILES.get(Path(model).suffix.lower(), "onnx")
+    text = RECIPE.format(field=field, model=json.dumps(model), calibration=f"{kind}: {json.dumps(calibration)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with file.open("x", encoding="utf-8") as new:

@@ -45,5 +45,5 @@ class Imported:
     signature: Signature
     source: Source
     digest: str
-    kind: Literal["onnx", "torch", "exported"]
+    kind: Literal["onnx", "torch", "exported", "keras"]
     where: Mapping[str, str]

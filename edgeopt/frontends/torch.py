@@ -1,4 +1,4 @@
-"""PyTorch modules and exported programs as float graphs. All of PyTorch runs in a worker process.
+"""PyTorch modules, exported programs and Keras models as float graphs. All of PyTorch runs in a worker process.
 
 A module comes as ``factory`` (a function of the user's code, in the recipe's folder) and weights, which are data:
 ``.safetensors``, or ``.pth`` read with ``weights_only=True``. A ``.pt2`` is searched for what could run code first.
@@ -157,12 +157,46 @@ def open_exported(
     )
 
 
+def load_keras(
+    path: Path, inputs: Mapping[str, tuple[int, ...]] | None = None, *, limit_s: float = EXPORT_LIMIT_S
+) -> Imported:
+    """Load a Keras model; see ``frontends.keras_loading``.
+
+    Args:
+        path: ``.keras`` or ``.h5``.
+        inputs: input name → shape, channels first, for sizes that the model leaves open.
+        limit_s: seconds after which the export is given up.
+
+    Raises:
+        ModelError, UnsupportedOperator, MissingPackage: as ``load_torch``; and a model that could run code.
+    """
+    return _load(dict(open_keras(path, inputs).request), "keras", [path], limit_s)
+
+
+def open_keras(path: Path, inputs: Mapping[str, tuple[int, ...]] | None = None) -> TorchSource:
+    """The Keras model, to be run; no ONNX is made of it. Arguments and errors as for ``load_keras``."""
+    if not path.is_file():
+        raise ModelError(
+            "is a folder; a Keras model is one file" if path.is_dir() else "there is no such file",
+            where=str(path),
+            hint="Give a .keras or .h5 that model.save wrote; a SavedModel is saved again as .keras.",
+        )
+    for package in ("torch", "keras", "h5py"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingPackage(package, "keras", "importing a Keras model")
+    return TorchSource(
+        {"keras": str(path.resolve()), "inputs": {name: list(sizes) for name, sizes in (inputs or {}).items()}}
+    )
+
+
 def _need_torch() -> None:
     if importlib.util.find_spec("torch") is None:
         raise MissingPackage("torch", "torch", "importing a PyTorch model")
 
 
-def _load(request: dict[str, Any], kind: Literal["torch", "exported"], files: list[Path], limit_s: float) -> Imported:
+def _load(
+    request: dict[str, Any], kind: Literal["torch", "exported", "keras"], files: list[Path], limit_s: float
+) -> Imported:
     for sizes in request["inputs"].values():
         if any(not isinstance(size, int) or size < 1 for size in sizes):
             raise ModelError(f"{sizes} leaves sizes open", hint="Every size of model.inputs is a number, at least 1.")
@@ -186,7 +220,7 @@ def _load(request: dict[str, Any], kind: Literal["torch", "exported"], files: li
 
 def _import_exported(out: Path, request: Mapping[str, Any]) -> Imported:
     """The ONNX file is ours and goes away: errors speak of the user's model."""
-    name = str(request.get("factory") or request.get("exported"))
+    name = str(request.get("factory") or request.get("exported") or request.get("keras"))
     try:
         return load_onnx(out)
     except ModelError as error:
@@ -275,7 +309,7 @@ class _Worker:
         self.process.kill()
 
     def _death(self) -> ModelError:
-        name = str(self.request.get("factory") or self.request.get("exported"))
+        name = str(self.request.get("factory") or self.request.get("exported") or self.request.get("keras"))
         code = self.process.wait()
         self.errors.seek(0)
         tail = self.errors.read().decode(errors="replace").strip().splitlines()[-_TAIL_LINES:]

@@ -20,12 +20,13 @@ _SHOWN = 5
 
 
 class Loaded:
-    """The module (or exported program), its inputs in calling order, and how its outputs are called."""
+    """The module (or exported program, or Keras model), its inputs in calling order, and how its outputs are called."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         import torch
 
         self.program: Any = None
+        self.weight_names: dict[str, str] = {}
         self.inputs: dict[str, tuple[int, ...]]
         if request.get("exported"):
             self.program = _load_exported(request, torch)
@@ -33,6 +34,15 @@ class Loaded:
             self.module = self.program.module()
             self.by_name = False
             self.inputs, self.dtypes = _program_inputs(self.program, request, torch)
+        elif request.get("keras"):
+            from edgeopt.frontends.keras_loading import build
+
+            self.where = request["keras"]
+            shapes = {name: tuple(sizes) for name, sizes in request["inputs"].items()}
+            self.module, self.inputs, self.dtypes = build(Path(request["keras"]), shapes)
+            self.weight_names = self.module.weight_names
+            _refuse_state(self.module, self.where, torch)
+            self.by_name = False
         else:
             self.where = request["factory"]
             self.module = _build(request, torch)

@@ -6,7 +6,7 @@ the user's code prints goes to stderr.
 
 ::
 
-    request   {"do": "export" | "run", "factory", "root", "weights" | "exported", "inputs", "out", "threads"}
+    request   {"do": "export" | "run", "factory", "root", "weights" | "exported" | "keras", "inputs", "out", "threads"}
     answer    {"error": {...}}   or, for export, {"ok": {...}}
     then      for run: an npz of inputs, answered by an npz of outputs, until stdin ends
 """
@@ -128,6 +128,8 @@ def _write_onnx(loaded: Loaded, program: Any, out: Path) -> None:
     assert exported is not None
     _fold(exported.model)
     _name_after_modules(exported.model)
+    if loaded.weight_names:
+        _name_after_weights(exported.model, loaded.weight_names)
     exported.save(str(out), external_data=False)
 
 
@@ -193,6 +195,20 @@ def _name_after_modules(model: Any) -> None:
             name = f"{base}__{count}"
         taken.add(name)
         node.name = name
+
+
+def _name_after_weights(model: Any, names: dict[str, str]) -> None:
+    """Name weighted nodes after the Keras layers that their weights are of."""
+    from edgeopt.frontends.keras_loading import weight_key
+
+    taken = {node.name for node in model.graph}
+    for node in model.graph:
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        if node.op_type in {"Conv", "ConvTranspose", "Gemm", "MatMul"} and weight is not None and weight.const_value:
+            name = names.get(weight_key(weight.const_value.numpy()))
+            if name is not None and name not in taken:
+                node.name = name
+                taken.add(name)
 
 
 def _run(request: dict[str, Any], requests: IO[bytes], answers: IO[bytes]) -> None:

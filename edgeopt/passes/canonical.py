@@ -35,9 +35,12 @@ from edgeopt.passes.canonicalise_pools import CanonicalisePools
 from edgeopt.passes.fold_batch_norm import FoldBatchNorm
 from edgeopt.passes.fold_constants import FoldConstants
 from edgeopt.passes.simplify import Simplify
+from edgeopt.passes.sink_transposes import SinkTransposes
 
 PASSES: tuple[Pass, ...] = (
     FoldConstants(),
+    Simplify(),
+    SinkTransposes(),
     Simplify(),
     CanonicaliseMovement(),
     CanonicalisePools(),

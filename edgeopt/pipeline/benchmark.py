@@ -28,11 +28,11 @@ from edgeopt.passes.base import Context
 from edgeopt.passes.canonical import canonicalise
 from edgeopt.pipeline.jobs import load_source
 from edgeopt.recipe.load import load_recipe
-from edgeopt.recipe.schema import ModelSource
+from edgeopt.recipe.schema import MODEL_FILES, ModelSource
 
 Delegate = Literal["on", "off", "both"]
 RECIPES = (".yaml", ".yml")
-KINDS = "Give .onnx, .tflite, .pt2, a TensorRT bundle (a folder with model.onnx), or a recipe."
+KINDS = "Give .onnx, .tflite, .pt2, .keras, a TensorRT bundle (a folder with model.onnx), or a recipe."
 WITHOUT = " (without XNNPACK)"
 INT8_SHARE = 0.5
 """A file is called int8 where at least half of its arithmetic operators are."""
@@ -79,8 +79,9 @@ def _subjects(
         return [Subject(name, path, "trtexec", unit="gpu")]
     if path.is_dir() or path.suffix in RECIPES:
         return [_of_recipe(path, runtime=runtime, trust=trust)]
-    if path.suffix == ".pt2":
-        return [_exported(name, path, {key: list(sizes) for key, sizes in shapes.items()}, trust=trust)]
+    if MODEL_FILES.get(path.suffix, "onnx") != "onnx":
+        given = {key: list(sizes) for key, sizes in shapes.items()}
+        return [_source_file(name, MODEL_FILES[path.suffix], path, given, trust=trust)]
     if path.suffix == ".onnx" and runtime == "tensorrt":
         return [Subject(name, path, "trtexec", unit="gpu", precision=precision_of(path))]
     if path.suffix == ".tflite" and delegate == "both":
@@ -100,8 +101,9 @@ def _of_recipe(path: Path, *, runtime: str | None, trust: bool) -> Subject:
         one = Subject(name, source.onnx, "trtexec" if runtime == "tensorrt" else "onnxruntime")
         return replace(one, precision=precision_of(source.onnx))
     inputs = {key: list(sizes) for key, sizes in source.inputs.items()}
-    if source.exported is not None:
-        return _exported(name, source.exported, inputs, trust=trust)
+    if source.file is not None:
+        kind = "keras" if source.keras is not None else "exported"
+        return _source_file(name, kind, source.file, inputs, trust=trust)
     request = {
         "factory": source.factory,
         "root": str(root.resolve()),
@@ -111,10 +113,11 @@ def _of_recipe(path: Path, *, runtime: str | None, trust: bool) -> Subject:
     return Subject(name, path, "torch", request, precision="fp32")
 
 
-def _exported(name: str, path: Path, inputs: dict[str, list[int]], *, trust: bool) -> Subject:
-    if not trust:
+def _source_file(name: str, kind: str, path: Path, inputs: dict[str, list[int]], *, trust: bool) -> Subject:
+    """A ``.pt2`` or a Keras model, which PyTorch runs."""
+    if kind == "exported" and not trust:
         refuse_what_runs_code(path)
-    return Subject(name, path, "torch", {"exported": str(path.resolve()), "inputs": inputs}, precision="fp32")
+    return Subject(name, path, "torch", {kind: str(path.resolve()), "inputs": inputs}, precision="fp32")
 
 
 def precision_of(path: Path) -> str | None:
@@ -334,20 +337,20 @@ def graph_of(path: Path, inputs: Mapping[str, tuple[int, ...]], *, trust: bool) 
         ModelError: no such file, or one that is no source: predictions need the graph.
     """
     if not path.exists():
-        raise ModelError("there is no such file", where=str(path), hint="Give .onnx, .pt2 or a recipe.")
+        raise ModelError("there is no such file", where=str(path), hint="Give .onnx, .pt2, .keras or a recipe.")
     root = path if path.is_dir() else path.parent
     if (path.is_dir() and (path / "recipe.yaml").is_file()) or path.suffix in RECIPES:
         source = load_recipe(path).model
-    elif path.suffix == ".pt2":
-        source = ModelSource(exported=path, inputs=dict(inputs))
-    elif path.suffix == ".onnx" or (path / "model.onnx").is_file():
-        source = ModelSource(onnx=path if path.suffix == ".onnx" else path / "model.onnx", inputs=dict(inputs))
+    elif path.suffix in MODEL_FILES:
+        source = ModelSource.model_validate({MODEL_FILES[path.suffix]: path, "inputs": dict(inputs)})
+    elif (path / "model.onnx").is_file():
+        source = ModelSource(onnx=path / "model.onnx", inputs=dict(inputs))
     else:
         raise ModelError(
             "a prediction needs the model's graph, and this is none",
             where=str(path),
-            hint="Give the .onnx, .pt2 or recipe that it was made from; --precision and --runtime say how it is run. "
-            "For --fit: --source FILE=MODEL.",
+            hint="Give the .onnx, .pt2, .keras or recipe that it was made from; --precision and --runtime say how it "
+            "is run. For --fit: --source FILE=MODEL.",
         )
     model = load_source(source, root, trust=trust).model
     if any(node.op_type == "QuantizeLinear" for node in model.graph):

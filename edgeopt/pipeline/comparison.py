@@ -14,7 +14,7 @@ from edgeopt.parity.models import compare_models
 from edgeopt.parity.runners import FileRunner, Port, open_file
 from edgeopt.pipeline.jobs import Inputs, load_source
 from edgeopt.recipe.load import load_recipe
-from edgeopt.recipe.schema import ModelSource, ParityLimits
+from edgeopt.recipe.schema import MODEL_FILES, ModelSource, ParityLimits
 from edgeopt.types import Signature, TensorSpec
 
 
@@ -23,8 +23,8 @@ class ComparisonJob:
     """Two models and samples.
 
     Args:
-        reference: what is right: ``.onnx``, ``.tflite``, ``.mlpackage``, ``.pt2``, or a recipe whose source model is
-            meant.
+        reference: what is right: ``.onnx``, ``.tflite``, ``.mlpackage``, ``.pt2``, ``.keras``, or a recipe whose
+            source model is meant.
         candidate: what is compared with it; the same kinds.
         inputs: ``evaluation`` names the samples.
         limits: what makes the comparison fail.
@@ -69,14 +69,14 @@ def _open(path: Path, job: ComparisonJob, stack: ExitStack) -> tuple[Source | Fi
     """Something that runs, and what it takes, in float and in the source's layout."""
     if not path.exists():
         raise ModelError(
-            "there is no such file", where=str(path), hint="Give .onnx, .tflite, .mlpackage, .pt2 or a recipe."
+            "there is no such file", where=str(path), hint="Give .onnx, .tflite, .mlpackage, .pt2, .keras or a recipe."
         )
     if (path.is_dir() and path.suffix != ".mlpackage") or path.suffix in (".yaml", ".yml"):
         recipe = load_recipe(path)
         imported = load_source(recipe.model, path if path.is_dir() else path.parent, trust=job.trust)
         return imported.source, imported.signature
-    if path.suffix == ".pt2":
-        imported = load_source(ModelSource(exported=path), path.parent, trust=job.trust)
+    if (kind := MODEL_FILES.get(path.suffix, "onnx")) != "onnx":
+        imported = load_source(ModelSource.model_validate({kind: path}), path.parent, trust=job.trust)
         return imported.source, imported.signature
     try:
         runner = stack.enter_context(open_file(path, threads=job.threads))

@@ -66,7 +66,7 @@ def make_plan(
     told = recipe.model_dump(
         mode="json",
         exclude={
-            "model": {"onnx", "exported", "weights"},
+            "model": {"onnx", "exported", "keras", "weights"},
             "data": True,
             "labels": True,
             "gate": True,
@@ -153,8 +153,8 @@ def model_digest(model: ModelSource, root: Path) -> str:
     """Digest of the model's files: the file and its external data, or the factory's code and its weights."""
     if model.onnx is not None:
         return of_json([of_file(path) for path in (model.onnx, *_external_data(model.onnx))])
-    if model.exported is not None:
-        return of_file(model.exported)
+    if model.file is not None:
+        return of_file(model.file)
     assert model.factory is not None
     weights = "" if model.weights is None else of_file(model.weights)
     code = _factory_code(model.factory.partition(":")[0], root)

@@ -17,7 +17,7 @@ class SourceRecord(Frozen):
     """The model that was converted. ``name``: file or factory as the recipe has it, without folders."""
 
     name: str
-    kind: Literal["onnx", "torch", "exported"]
+    kind: Literal["onnx", "torch", "exported", "keras"]
     digest: str
     signature: Signature
 

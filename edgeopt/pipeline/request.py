@@ -20,6 +20,7 @@ SCHEMA = "edgeopt.request/1"
 PATHS = (
     ("model", "onnx"),
     ("model", "exported"),
+    ("model", "keras"),
     ("model", "weights"),
     ("data", "training", "images"),
     ("data", "training", "arrays"),

@@ -77,7 +77,7 @@ def summarise(
         events.warn(text)
     seen = {"calibration": source.calibration, "evaluation": source.evaluation}
     model = recipe.model
-    path = model.onnx or model.exported
+    path = model.file
     return Report(
         edgeopt=edgeopt.__version__,
         source=SourceRecord(

@@ -52,7 +52,7 @@ Size = Annotated[int, Field(gt=0)]
 
 
 class ModelSource(Frozen):
-    """Where the float model is: exactly one of ``onnx``, ``exported`` (``.pt2``) or ``factory``.
+    """Where the float model is: exactly one of ``onnx``, ``exported`` (``.pt2``), ``keras`` or ``factory``.
 
     Args:
         factory: ``module:function`` that returns an ``nn.Module`` in eval mode; the module may lie beside the recipe.
@@ -62,20 +62,30 @@ class ModelSource(Frozen):
 
     onnx: InputFile | None = None
     exported: InputFile | None = None
+    keras: InputFile | None = None
     factory: Reference | None = None
     weights: InputFile | None = None
     inputs: dict[str, tuple[Size, ...]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSource:
-        given = [name for name in ("onnx", "exported", "factory") if getattr(self, name) is not None]
+        given = [name for name in ("onnx", "exported", "keras", "factory") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of 'onnx', 'exported' and 'factory', not {given or 'none'}")
+            raise ValueError(f"give exactly one of 'onnx', 'exported', 'keras' and 'factory', not {given or 'none'}")
         if self.weights is not None and self.factory is None:
             raise ValueError("'weights' belong to a 'factory'")
         if self.factory is not None and not self.inputs:
             raise ValueError("a 'factory' needs 'inputs', for example {image: [1, 3, 224, 224]}")
         return self
+
+    @property
+    def file(self) -> Path | None:
+        """The one file that the model is; None for a factory."""
+        return self.onnx or self.exported or self.keras
+
+
+MODEL_FILES = {".onnx": "onnx", ".pt2": "exported", ".keras": "keras", ".h5": "keras", ".hdf5": "keras"}
+"""Suffix → the field of ``ModelSource`` that such a file is given as."""
 
 
 class DataSource(Frozen):

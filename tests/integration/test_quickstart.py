@@ -90,10 +90,10 @@ def test_accuracy_stays(report, name):
 def test_all_weighted_operators_are_int8(report, name):
     realised = report["targets"][name]["realised"]
     assert sum(realised["int8_ops"].values()) >= 12  # eleven convolutions and the classifier
-    # Levels of the input, where held-back images kept them, or the pixels of Core ML are one float multiplication and
-    # addition, and its class probabilities one softmax; nothing else is.
-    allowed = {"mul", "add", "softmax"} if name == "coreml" else {"mul", "add"}
-    assert all(op.lower() in allowed and count == 1 for op, count in realised["float_ops"].items())
+    # Levels of the input, where held-back images kept them, are one float multiplication and addition. The pixels of
+    # Core ML are one more multiplication, and its class probabilities a softmax; nothing else is float.
+    allowed = {"mul": 2, "add": 1, "softmax": 1} if name == "coreml" else {"mul": 1, "add": 1}
+    assert all(count <= allowed.get(op.lower(), 0) for op, count in realised["float_ops"].items())
     assert not realised["unasked_float"]
     assert not realised["leftovers"]
 

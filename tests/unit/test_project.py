@@ -107,12 +107,12 @@ def test_every_import_is_declared():
         for one in declared(
             *(
                 PROJECT["optional-dependencies"][e]
-                for e in ("torch", "tensorflow", "coreml", "nncf", "detection", "mlflow")
+                for e in ("torch", "keras", "tensorflow", "coreml", "nncf", "detection", "mlflow")
             )
         )
     }
     optional_imports = {
-        "torch", "tensorflow", "coremltools", "nncf", "onnxscript", "torch_pruning", "pycocotools", "mlflow",
+        "torch", "tensorflow", "coremltools", "nncf", "onnxscript", "torch_pruning", "pycocotools", "mlflow", "keras",
     }  # fmt: skip
     undeclared = set()
     for module in pkgutil.walk_packages(edgeopt.__path__, "edgeopt."):

@@ -51,7 +51,7 @@ class SeenData(Frozen):
 
 class ImportResult(Frozen):
     signature: Signature
-    kind: Literal["onnx", "torch", "exported"]
+    kind: Literal["onnx", "torch", "exported", "keras"]
     digest: str
     where: dict[str, str]
     preprocess: Preprocess | None
@@ -130,8 +130,10 @@ def load_source(model: ModelSource, root: Path, *, trust: bool, trained: Path | 
         from edgeopt.frontends.onnx import load_onnx
 
         return load_onnx(model.onnx, model.inputs)
-    from edgeopt.frontends.torch import load_exported, load_torch
+    from edgeopt.frontends.torch import load_exported, load_keras, load_torch
 
+    if model.keras is not None:
+        return load_keras(model.keras, model.inputs)
     if model.exported is not None:
         return load_exported(model.exported, trust=trust, inputs=model.inputs)
     assert model.factory is not None
@@ -144,8 +146,10 @@ def open_source(model: ModelSource, root: Path, *, trust: bool, trained: Path | 
         from edgeopt.frontends.onnx import OnnxSource
 
         return OnnxSource(model.onnx)
-    from edgeopt.frontends.torch import open_exported, open_torch
+    from edgeopt.frontends.torch import open_exported, open_keras, open_torch
 
+    if model.keras is not None:
+        return open_keras(model.keras, model.inputs)
     if model.exported is not None:
         return open_exported(model.exported, trust=trust, inputs=model.inputs)
     assert model.factory is not None
