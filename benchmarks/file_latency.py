@@ -137,7 +137,7 @@ def markdown(models: dict[str, data.TrainedModel], records: list[dict[str, Any]]
             notes.append(f"- {word}, {title}: {ratio[0]:.2f}× ONNX Runtime's own file; asked for at most {MOST}×.")
             if "to_ort_exact" in record:
                 notes.append(
-                    f"- {title}: {interval(record['to_ort_exact'])}× the same file in a session that computes it exactly."
+                    f"- {title}: {interval(record['to_ort_exact'])}× that file in a session that computes it exactly."
                 )
             if record["to_float"][0] >= 1:
                 notes.append(
