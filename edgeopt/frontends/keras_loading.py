@@ -108,6 +108,12 @@ def _refusal(error: Exception, path: Path) -> ModelError:
             hint='Build it in your own module: `model: {factory: "model:build", inputs: …}` with KERAS_BACKEND=torch, '
             "where a Keras model is a torch.nn.Module.",
         )
+    if "No model config found" in text or "no model config" in text.lower():
+        return ModelError(
+            "this file holds weights alone, and no model",
+            where=str(path),
+            hint="Build the model, load them with model.load_weights, and save it whole: model.save('model.keras').",
+        )
     return ModelError(
         f"Keras cannot read this file: {type(error).__name__}: {text[:300]}",
         where=str(path),

@@ -197,6 +197,12 @@ class Touch:
         return open, (self.path, "w")
 
 
+def weights(keras, path: Path) -> Path:
+    model = image_net(keras)
+    model.save_weights(path.with_name("net.weights.h5"))
+    return path.with_name("net.weights.h5")
+
+
 def half(keras, path: Path) -> None:
     start = keras.Input((4,))
     keras.Model(start, keras.layers.Dense(2, dtype="mixed_float16")(start)).save(path)
@@ -228,6 +234,7 @@ def diverged(keras, path: Path) -> None:
         (pickled, "would run it"),
         (custom, "not Keras's own"),
         (half, "computes in float16"),
+        (weights, "weights alone"),
         (unbuilt, "before it was built"),
         (cut, "cannot read this file"),
         (diverged, "holds NaN"),
