@@ -290,7 +290,6 @@ def more(folder: Path, limit: int | None, arms: dict[str, dict[str, Any]]) -> No
     known = torch.load(folder / "trained.pt", weights_only=True) | torch.load(folder / "start.pt", weights_only=True)
     for name, state in known.items():
         torch.save(state, parts / f"from-{name.replace(':', '-')}.pt")
-    plan = json.loads((folder / "arms.json").read_text())
     for name, arm in arms.items():
         kind: type[Train] | type[Qat] = Qat if "program" in arm else Train
         arm["settings"] = json.loads(kind(**arm["settings"]).model_dump_json(exclude={"use"}))
@@ -321,6 +320,7 @@ def more(folder: Path, limit: int | None, arms: dict[str, dict[str, Any]]) -> No
         torch.save(states | {name: torch.load(out, weights_only=True)}, folder / stored)
         told = json.loads((folder / curves).read_text()) if (folder / curves).is_file() else {}
         (folder / curves).write_text(json.dumps(told | {name: json.loads(curve.read_text())}, indent=1))
+        plan = json.loads((folder / "arms.json").read_text())  # read late: another arm may have ended meanwhile
         plan[stage][name] = {**arm, "start": arm.get("program", arm.get("start"))}
         (folder / "arms.json").write_text(json.dumps(plan, indent=1))
 
