@@ -86,12 +86,11 @@ def as_keras(path: Path, feeds: list[dict[str, np.ndarray]], **inputs: tuple[int
     return [loaded.run({name: torch.from_numpy(array) for name, array in feed.items()}) for feed in feeds]
 
 
-@pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_an_image_net_is_the_same_function_channels_first(keras, suffix: str, tmp_path: Path) -> None:
-    model, path = image_net(keras), tmp_path / f"net{suffix}"
+def test_an_image_net_is_the_same_function_channels_first(keras, tmp_path: Path) -> None:
+    """As an .h5 file of Keras 2; ``.keras`` goes the whole way below."""
+    model, path = image_net(keras), tmp_path / "net.h5"
     model.save(path)
-    if suffix == ".h5":
-        as_keras_2_wrote(path)
+    as_keras_2_wrote(path)
     feeds = [{"photo": image[None]} for image in images(3)]
     graph = agree(path, tmp_path, feeds)
     own = np.asarray(model.predict(images(3).transpose(0, 2, 3, 1), verbose=0))
@@ -274,11 +273,6 @@ def test_the_whole_way_from_the_command_line(keras, tmp_path: Path, capsys: pyte
         assert [info.shape for info in session.inputs.values()] == [(1, 12, 12, 3)]
     compare = ["parity", str(path), str(out / "onnx" / "model.onnx"), "--data", str(data)]
     assert run(compare, capsys) == (0, "")
-
-    np.savez(data, photo=images(24).transpose(0, 2, 3, 1))
-    code, error = run(command, capsys)
-    assert code == 2
-    assert "NHWC order" in error
 
 
 def test_a_saved_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
