@@ -176,8 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except place.CannotRunError as reason:
-        print(f"skipped: {reason}")
-        sys.exit(place.SKIPPED)
+    place.run(main)

@@ -7,7 +7,6 @@ line with defaults. One thread, all files of a model interleaved.
 """
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,8 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except place.CannotRunError as reason:
-        print(f"skipped: {reason}")
-        sys.exit(place.SKIPPED)
+    place.run(main)

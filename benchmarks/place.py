@@ -1,6 +1,8 @@
 """Where the benchmarks find their data and leave their files, and how they say that they cannot run."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 SKIPPED = 75  # exit code: nothing is wrong, but something that is needed is absent (sysexits.h, EX_TEMPFAIL)
@@ -30,3 +32,12 @@ def seeded_nets() -> Path:
 def work() -> Path:
     """Where artifacts, peers' results and measurements are kept: EDGEOPT_BENCH_WORK, by default out/benchmarks."""
     return Path(os.environ.get("EDGEOPT_BENCH_WORK", REPOSITORY / "out" / "benchmarks")).resolve()
+
+
+def run(main: Callable[[], None]) -> None:
+    """A benchmark's main; where something that it needs is absent, says so and ends with `SKIPPED`."""
+    try:
+        main()
+    except CannotRunError as reason:
+        print(f"skipped: {reason}")
+        sys.exit(SKIPPED)

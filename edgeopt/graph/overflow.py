@@ -19,6 +19,8 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 PAIR_LIMIT = 128
+SCHEMES = frozenset({"int8", "int8-dynamic"})
+"""Of nodes that multiply integers."""
 
 
 def pairs(op_type: str, shape: tuple[int, ...], groups: int) -> npt.NDArray[np.intp]:

@@ -79,9 +79,9 @@ def _subjects(
         return [Subject(name, path, "trtexec", unit="gpu")]
     if path.is_dir() or path.suffix in RECIPES:
         return [_of_recipe(path, runtime=runtime, trust=trust)]
-    if MODEL_FILES.get(path.suffix, "onnx") != "onnx":
+    if (kind := MODEL_FILES.get(path.suffix.lower(), "onnx")) != "onnx":
         given = {key: list(sizes) for key, sizes in shapes.items()}
-        return [_source_file(name, MODEL_FILES[path.suffix], path, given, trust=trust)]
+        return [_source_file(name, kind, path, given, trust=trust)]
     if path.suffix == ".onnx" and runtime == "tensorrt":
         return [Subject(name, path, "trtexec", unit="gpu", precision=precision_of(path))]
     if path.suffix == ".tflite" and delegate == "both":

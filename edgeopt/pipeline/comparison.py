@@ -75,7 +75,7 @@ def _open(path: Path, job: ComparisonJob, stack: ExitStack) -> tuple[Source | Fi
         recipe = load_recipe(path)
         imported = load_source(recipe.model, path if path.is_dir() else path.parent, trust=job.trust)
         return imported.source, imported.signature
-    if (kind := MODEL_FILES.get(path.suffix, "onnx")) != "onnx":
+    if (kind := MODEL_FILES.get(path.suffix.lower(), "onnx")) != "onnx":
         imported = load_source(ModelSource.model_validate({kind: path}), path.parent, trust=job.trust)
         return imported.source, imported.signature
     try:

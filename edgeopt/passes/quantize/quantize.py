@@ -14,6 +14,7 @@ from pydantic import Field
 
 from edgeopt.errors import DataError, UsageError
 from edgeopt.events import Event, emit
+from edgeopt.graph import overflow
 from edgeopt.graph.compression import COMPRESSED
 from edgeopt.graph.placement import WEIGHTED, Placement, fused_activation, place
 from edgeopt.graph.quantization import Quantization, QuantizedGraph, QuantParams
@@ -259,7 +260,7 @@ class Quantize(Pass):
             FALLBACK.correct_bias if self.bias_correction == "auto" else self.bias_correction,
             lattice,
             self.ranges,
-            FALLBACK.safe_pairs if self.overflow_fix == "auto" else self.overflow_fix,
+            self.overflow_fix is not False and _multiplies_integers(variants[False].placement),
         )
 
     def _selected(
@@ -322,9 +323,13 @@ class Quantize(Pass):
             found.append(Alternative("rounding to nearest", "rounding", "nearest"))
         if self.bias_correction == "auto" and "int8" in variants[False].placement.schemes.values():
             found.append(Alternative("no bias correction", "correct_bias", False))
-        if self.overflow_fix == "auto":
+        if self.overflow_fix == "auto" and _multiplies_integers(variants[False].placement):
             found.append(Alternative("no overflow fix", "safe_pairs", False))
         return found
+
+
+def _multiplies_integers(placement: Placement) -> bool:
+    return bool(overflow.SCHEMES & set(placement.schemes.values()))
 
 
 def _is_quantized(node: ir.Node, placement: Placement) -> bool:

@@ -193,7 +193,7 @@ class _Walk:
         rows = layout.rows(weight)
         scheme = self.schemes.get(node.name or "")
         is_static = scheme == "int8"
-        paired = self.how.safe_pairs and scheme in ("int8", "int8-dynamic")
+        paired = self.how.safe_pairs and scheme in overflow.SCHEMES
         pairs = overflow.pairs(layout.op, layout.shape, layout.groups) if paired else NO_PAIRS
         grid = self.params[x_name] if is_static else None
         corrects = self.how.correct_bias and is_static and bool(self.fitted)
