@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import pickle
 import re
 import sys
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any
 from edgeopt.errors import ModelError
 from edgeopt.frontends import torch_structure
 from edgeopt.frontends.source_lines import raised_at
-
-_SHOWN = 5
-"""How many names of a long list stand in a message."""
+from edgeopt.frontends.torch_weights import load_weights, refuse_state
+from edgeopt.frontends.wording import first_line, listed
 
 
 class Loaded:
@@ -41,7 +39,7 @@ class Loaded:
             shapes = {name: tuple(sizes) for name, sizes in request["inputs"].items()}
             self.module, self.inputs, self.dtypes = build(Path(request["keras"]), shapes)
             self.weight_names = self.module.weight_names
-            _refuse_state(self.module, self.where, torch)
+            refuse_state(self.module, self.where, torch)
             self.by_name = False
         else:
             self.where = request["factory"]
@@ -111,11 +109,6 @@ def _declared_results(program: Any) -> Any:
     return pytree.tree_unflatten(leaves, program.call_spec.out_spec)
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(repr(name) for name in names[:_SHOWN]) + more
-
-
 def _apart(names: list[str], taken: set[str]) -> list[str]:
     result = []
     for name in names:
@@ -144,11 +137,6 @@ def described(inputs: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {list(sizes)}" for name, sizes in inputs.items())
 
 
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{type(error).__name__}: {lines[0]}"
-
-
 def _build(request: dict[str, Any], torch: Any) -> Any:
     factory = _find_factory(request["factory"], request["root"])
     try:
@@ -171,8 +159,8 @@ def _build(request: dict[str, Any], torch: Any) -> Any:
         torch_structure.apply(module, structure, shapes, request["factory"])
         module.load_state_dict(state)
     elif request.get("weights"):
-        _load_weights(module, Path(request["weights"]), torch)
-    _refuse_state(module, request["factory"], torch)
+        load_weights(module, Path(request["weights"]), torch)
+    refuse_state(module, request["factory"], torch)
     return module
 
 
@@ -204,119 +192,9 @@ def _find_factory(text: str, root: str) -> Any:
         raise ModelError(
             f"the module {name!r} has no function {function!r}",
             where=text,
-            hint=f"Did you mean {close[0]!r}?" if close else f"It has {_listed(names)}.",
+            hint=f"Did you mean {close[0]!r}?" if close else f"It has {listed(names)}.",
         )
     return factory
-
-
-def _load_weights(module: Any, path: Path, torch: Any) -> None:
-    state = _read_state(path, torch)
-    own = module.state_dict()
-    if state and all(key.startswith("module.") for key in state) and not any(key.startswith("module.") for key in own):
-        state = {key.removeprefix("module."): value for key, value in state.items()}  # DataParallel's prefix
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if missing or unexpected or wrong:
-        parts = [f"missing {_listed(missing)}"] if missing else []
-        parts += [f"unexpected {_listed(unexpected)}"] if unexpected else []
-        parts += (
-            [
-                "of another shape "
-                + _listed(
-                    [
-                        f"{key}: {list(state[key].shape)} in the file, {list(own[key].shape)} in the model"
-                        for key in wrong
-                    ]
-                )
-            ]
-            if wrong
-            else []
-        )
-        raise ModelError(
-            f"the weights do not fit the model: {'; '.join(parts)}",
-            where=str(path),
-            hint="Is it the checkpoint of this architecture? The factory must build the module that was trained.",
-        )
-    module.load_state_dict(state, strict=False)
-
-
-def _read_state(path: Path, torch: Any) -> dict[str, Any]:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return dict(load_file(path, device="cpu"))
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"this is no safetensors file, or only a part of one: {first_line(error)}",
-                where=str(path),
-                hint="Save or download the weights again.",
-            ) from error
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise ModelError(
-            "this file holds more than weights"
-            + (f" (it asks for {named.group(1)!r})" if named else "")
-            + "; loading it would run code that it names, so nothing was loaded",
-            where=str(path),
-            hint="Save the weights alone: torch.save(model.state_dict(), 'weights.pth'), or safetensors.",
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        if "TorchScript" in str(error):
-            raise ModelError(
-                "this is a TorchScript archive, a program and no weights",
-                where=str(path),
-                hint="Save the weights of the module: torch.save(model.state_dict(), 'weights.pth'), or safetensors.",
-            ) from error
-        raise ModelError(
-            f"the weights cannot be read: {first_line(error)}",
-            where=str(path),
-            hint="The file is damaged or no PyTorch checkpoint. Save or download it again.",
-        ) from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(
-            "the file holds no state dictionary of tensors",
-            where=str(path),
-            hint="Save the weights alone: torch.save(model.state_dict(), 'weights.pth'), or safetensors.",
-        )
-    return state
-
-
-def _refuse_state(module: Any, where: str, torch: Any) -> None:
-    training = [name or type(module).__name__ for name, inner in module.named_modules() if inner.training]
-    if training:
-        raise ModelError(
-            f"the model is in train mode: {_listed(training)}",
-            where=where,
-            hint="Dropout and BatchNorm behave differently there. Let the factory return model.eval().",
-        )
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        if value.dtype in (torch.float64, torch.complex64, torch.complex128):
-            raise ModelError(
-                f"the weight {name!r} is {str(value.dtype).removeprefix('torch.')}",
-                where=where,
-                hint="edgeopt takes float32 models. Let the factory return model.float().",
-            )
-        if (
-            value.is_floating_point()
-            and not bool(torch.isfinite(value).all())
-            and isinstance(value, torch.nn.Parameter)
-        ):
-            kind = "NaN" if bool(torch.isnan(value).any()) else "Inf"
-            count = int((~torch.isfinite(value)).sum())
-            raise ModelError(
-                f"the weight {name!r} holds {kind}: {count} of {value.numel()} values",
-                where=where,
-                hint="A training that diverged leaves such weights. Take an earlier checkpoint.",
-            )
 
 
 def _module_inputs(module: Any, request: dict[str, Any]) -> tuple[dict[str, tuple[int, ...]], bool]:
@@ -335,14 +213,14 @@ def _module_inputs(module: Any, request: dict[str, Any]) -> tuple[dict[str, tupl
     if not by_name and known:
         unknown = [name for name in inputs if name not in positional]
         raise ModelError(
-            f"forward has no parameter {unknown[0]!r}; it has {_listed(positional)}",
+            f"forward has no parameter {unknown[0]!r}; it has {listed(positional)}",
             where=request["factory"],
             hint="Name every input after its parameter, or give all of them names of your own, in forward's order.",
         )
     missing = [name for name in required if name not in inputs] if by_name else required[len(inputs) :]
     if missing or not inputs:
         raise ModelError(
-            f"no shape is given for {_listed(missing or positional)}: sizes are left open",
+            f"no shape is given for {listed(missing or positional)}: sizes are left open",
             where=request["factory"],
             hint="Say them: model.inputs in the recipe, for example {"
             + (missing or positional or ["x"])[0]
@@ -350,7 +228,7 @@ def _module_inputs(module: Any, request: dict[str, Any]) -> tuple[dict[str, tupl
         )
     if not by_name and len(inputs) > len(positional) and not takes_any:
         raise ModelError(
-            f"{len(inputs)} inputs are given, and forward takes {len(positional)}: {_listed(positional)}",
+            f"{len(inputs)} inputs are given, and forward takes {len(positional)}: {listed(positional)}",
             where=request["factory"],
         )
     ordered = [name for name in positional if name in inputs] if by_name else list(inputs)
@@ -391,7 +269,7 @@ def _program_inputs(
         if name not in names:
             close = difflib.get_close_matches(name, names, 1)
             raise ModelError(
-                f"the program has no input {name!r}; it has {_listed(names)}",
+                f"the program has no input {name!r}; it has {listed(names)}",
                 where=request["exported"],
                 hint=f"Did you mean {close[0]!r}?" if close else "Use one of these names.",
             )

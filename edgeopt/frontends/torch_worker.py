@@ -26,7 +26,8 @@ from typing import IO, Any
 from edgeopt.errors import EdgeoptError, MissingPackage, ModelError, UnsupportedOperator
 from edgeopt.frontends.frames import pack, read_frame, unpack, write_frame
 from edgeopt.frontends.source_lines import raised_at, user_line
-from edgeopt.frontends.torch_loading import Loaded, described, first_line
+from edgeopt.frontends.torch_loading import Loaded, described
+from edgeopt.frontends.wording import first_line
 from edgeopt.graph.model import OPSET
 
 
