@@ -258,7 +258,7 @@ def test_unsigned_weights_are_exact_on_every_processor(tmp_path: Path) -> None:
 
 
 def test_kernels_that_saturate_are_avoided_or_named(tmp_path: Path) -> None:
-    """Holds on both kinds of processor: int8 weights by default only where the kernels are exact."""
+    """On both kinds of processor alike: int8 weights by default only where every kernel is exact."""
     graph = quantized(classifier())
     default, signed = tmp_path / "default", tmp_path / "int8"
     default.mkdir()
@@ -272,10 +272,21 @@ def test_kernels_that_saturate_are_avoided_or_named(tmp_path: Path) -> None:
         if weight in graph.quantization.weights:
             integers = graph.quantization.weights[weight].integers
             safe = is_safe(integers, node.op_type, node.attributes.get_int("group", 1))
-            right = onnx.TensorProto.UINT8 if saturates() and not safe else onnx.TensorProto.INT8
+            right = onnx.TensorProto.INT8 if safe else onnx.TensorProto.UINT8
             assert stored[f"{weight}__q"] == right
     assert realised is not None
-    assert any("saturates" in text for text in realised.leftovers) == saturates()
+    (told,) = (text for text in realised.leftovers if "saturates" in text)
+    assert ("results are wrong" in told) == saturates()
+
+
+def test_a_product_at_run_time_that_saturates_is_avoided_or_named(tmp_path: Path) -> None:
+    graph = quantized(classifier(), "int8-dynamic")
+    for weights, named in ((None, False), ("int8", True)):
+        folder = tmp_path / str(weights)
+        folder.mkdir()
+        realised = Onnx(weights=weights).lower(graph, folder).realised
+        assert realised is not None
+        assert any("saturates" in text for text in realised.leftovers) == named
 
 
 CONVOLUTIONS = [

@@ -19,8 +19,8 @@ It starts from the integer reference (``graph.qdq``) and changes only what leave
 
 - **Weights** are int8, for which VNNI and ARM have their fastest kernels. On x86 without VNNI those kernels saturate
   pairs of products at 16 bits, and results are wrong without a word: an int8 ResNet20 fell from 32 to 11 dB. The
-  table's weights have no such pairs, unless that cost accuracy (``graph.overflow``). A weight that has is uint8 there
-  (integers and zero points + 128: the same grid), whose kernels are exact on every processor.
+  table's weights have no such pairs, unless that cost accuracy (``graph.overflow``). A weight that has is uint8
+  (integers and zero points + 128: the same grid), whose kernels are exact on every processor, and slower.
 
 Bytes are a function of the graph, the table and the options: no times, no versions, and one order.
 """

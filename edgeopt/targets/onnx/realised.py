@@ -65,14 +65,15 @@ def read_realised(path: Path, graph: QuantizedGraph, activations: str) -> Realis
         f"{op_type} x{count}: in float between integers, ONNX Runtime's CPU provider has no int8 kernel for it"
         for op_type, count in sorted(leftovers.items())
     ]
-    if activations == "uint8" and saturates():
+    if activations == "uint8":
         constants = ir.load(path).graph.initializers
         clipped = sum(_overflows(node, constants) for node in integers)
         if clipped:
+            here = " (this machine is one, and its results are wrong)" if saturates() else ", which this machine is not"
             texts.append(
-                f"{clipped} products with int8 weights, which this processor (x86 without VNNI) saturates at 16"
-                " bits: results are wrong here unless the session sets session.x64quantprecision to 1"
-                " (weights: uint8 is exact everywhere, and so is int8 with overflow_fix)"
+                f"{clipped} products with int8 weights that x86 without VNNI saturates at 16 bits{here}: wrong there"
+                " unless the session sets session.x64quantprecision to 1 (weights: uint8 is exact everywhere, and so"
+                " is int8 with overflow_fix)"
             )
     if activations == "int8" and unasked:
         # The form is what other providers read; x86 has no kernel for int8 activations that several nodes read.
@@ -93,7 +94,10 @@ def read_realised(path: Path, graph: QuantizedGraph, activations: str) -> Realis
     )
 
 
-WEIGHT_INPUT = {"QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3, "MatMulIntegerToFloat": 1}
+WEIGHT_INPUT = {
+    "QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3, "MatMulIntegerToFloat": 1, "MatMulInteger": 1,
+    "DynamicQuantizeMatMul": 1,
+}  # fmt: skip
 
 
 def _overflows(node: ir.Node, constants: Mapping[str, ir.Value]) -> bool:

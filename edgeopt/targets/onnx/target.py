@@ -17,7 +17,6 @@ from edgeopt.graph.model import remove_unused
 from edgeopt.graph.opset import OLDEST, convert_opset
 from edgeopt.graph.qdq import to_qdq
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
-from edgeopt.runtimes.onnxruntime import saturates
 from edgeopt.targets.base import Target
 from edgeopt.targets.fp16 import compute_in_fp16
 from edgeopt.targets.onnx.activations import drop_activations, drop_last_pairs, fold_constants
@@ -40,9 +39,10 @@ class Onnx(Target):
         activations: the integer type of activations; the grid is the same. ``int8`` is for other providers: on x86
             the CPU provider computes part of such a file in float, which then stands in ``realised.leftovers``.
         weights: the integer type of weights between uint8 activations; the grid is the same. ``uint8`` is exact on
-            every processor; ``int8`` is faster where there is VNNI, and wrong on x86 without it unless each session
-            sets ``session.x64quantprecision`` to 1, or the weights cannot overflow (``overflow_fix``). None: ``int8``
-            where the machine that converts computes it exactly, weight by weight.
+            every processor; ``int8`` is faster, and wrong on x86 without VNNI unless each session sets
+            ``session.x64quantprecision`` to 1, or the weights cannot overflow (``overflow_fix``). None, weight by
+            weight: ``int8`` where that is exact on every processor, else ``uint8``. The file does not depend on the
+            machine that converts.
         io: type of the float inputs and outputs. ``int8`` and ``uint8`` are the integers of the table's grid; scale
             and zero point of each stand in the file's metadata (``edgeopt.io``).
         gates: what ``x · sigmoid(x)``, HardSwish and HardSigmoid between integers compute in. ``int8`` puts the gate
@@ -82,7 +82,7 @@ class Onnx(Target):
         drop_zero_points(draft)
         quantize_at_run_time(draft)
         fold_weights(draft)
-        if self.weights == "uint8" or (self.weights is None and self.activations == "uint8" and saturates()):
+        if self.weights == "uint8" or (self.weights is None and self.activations == "uint8"):
             shift_weights(draft, only_unsafe=self.weights is None)
         compute_in_fp16(model.graph, lambda node: draft.table.scheme(node) == "fp16")
         grids = integer_io(draft, np.dtype(self.io)) if self.io != "float32" else {}
