@@ -16,6 +16,7 @@ from edgeopt.graph.model import (
     remove_unused,
     replace,
     reshape_before,
+    set_constant,
     shape,
 )
 from edgeopt.graph.quantization import QuantizedGraph
@@ -211,6 +212,29 @@ def _transpose(node: ir.Node) -> bool:
     return True
 
 
+def _slice(node: ir.Node) -> bool:
+    """A Slice of a Slice is one: ``x[:, :, ::2, ::2]`` comes as a Slice per axis."""
+    source = node.inputs[0]
+    inner = source.producer() if source is not None else None
+    if inner is None or inner.op_type != "Slice" or inner.inputs[0] is None:
+        return False
+    sizes = shape(inner.inputs[0])
+    taken = [range(size) for size in sizes]
+    for cut in (inner, node):
+        bounds = [constant(value) for value in cut.inputs[1:]]
+        if len(bounds) != 4 or any(array is None for array in bounds):
+            return False  # written out by CanonicaliseMovement; else it depends on data
+        for start, end, axis, step in zip(*(array.tolist() for array in bounds if array is not None), strict=True):
+            taken[axis] = taken[axis][slice(start, end, step)]
+    axes = [axis for axis, size in enumerate(sizes) if taken[axis] != range(size)] or [0]
+    ends = [taken[axis].stop if taken[axis].stop >= 0 else -sizes[axis] - 1 for axis in axes]
+    numbers = ([taken[axis].start for axis in axes], ends, axes, [taken[axis].step for axis in axes])
+    node.replace_input_with(0, inner.inputs[0])
+    for index, (array, what) in enumerate(zip(numbers, ("starts", "ends", "axes", "steps"), strict=True), 1):
+        set_constant(node, index, np.asarray(array, np.int64), f"{node.name}_{what}")
+    return True
+
+
 def _variadic(op_type: str) -> Callable[[ir.Node], bool]:
     """Sum, Max and Min of several inputs as a chain of two-input operators."""
 
@@ -238,6 +262,7 @@ _RULES: dict[str, Callable[[ir.Node], bool]] = {
     "Pow": _broadcasting,
     "Where": _broadcasting,
     "Reshape": _reshape,
+    "Slice": _slice,
     "Transpose": _transpose,
     "Sum": _variadic("Add"),
     "Max": _variadic("Max"),

@@ -324,6 +324,37 @@ def test_chains_of_movement_keep_every_value_in_place(
     assert operators(model).count("Transpose") <= 2
 
 
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_slices_of_slices_are_one(tmp_path: Path, data: st.DataObject) -> None:
+    sizes, lines, constants = [9, 8], [], {}
+    for k in range(data.draw(st.integers(2, 4), "slices")):
+        axis = data.draw(st.integers(-2, 1), "axis")
+        start, end = (data.draw(st.integers(-sizes[axis], sizes[axis] + 2), what) for what in ("start", "end"))
+        step = data.draw(st.sampled_from([-3, -2, -1, 1, 2, 3]), "step")
+        count = len(range(sizes[axis])[start:end:step])
+        if count == 0:
+            continue
+        sizes[axis] = count
+        numbers = {f"start{k}": start, f"end{k}": end, f"axis{k}": axis, f"step{k}": step}
+        lines.append(f"s{k} = Slice({lines[-1].split()[0] if lines else 'x'}, {', '.join(numbers)})")
+        constants |= {name: np.asarray([number]) for name, number in numbers.items()}
+    assume(len(lines) > 1)
+    body = f"g (float[9,8] x) => (float[n,m] y) {{ {' '.join(lines)} y = Relu({lines[-1].split()[0]}) }}"
+    path = write(tmp_path, body, **constants)
+    model = canonical(path)
+    assert operators(model) in (["Slice", "Relu"], ["Relu"])
+    assert_same_function(path, model, samples=1, tolerance=0)
+
+
+def test_every_second_pixel_is_one_slice(tmp_path: Path) -> None:
+    body = """g (float[1,4,8,8] x) => (float[1,4,4,4] a, float[1,4,4,4] b) {
+        r = Slice(x, zero, eight, two, two)
+        a = Slice(r, zero, eight, three, two)  b = Slice(r, one, eight, three, two) }"""
+    numbers = {"zero": 0, "one": 1, "two": 2, "three": 3, "eight": 8}
+    check(write(tmp_path, body, **{name: np.asarray([n]) for name, n in numbers.items()}), ["Slice", "Slice"])
+
+
 def test_identities_go_and_equal_work_is_done_once(tmp_path: Path) -> None:
     body = """g (float[1,4] x) => (float[1,4] y) {
         i = Identity(x)  d = Dropout(i)  c = Cast<to=1>(d)  e = Expand(c, shape)  z = Add(e, zero)
