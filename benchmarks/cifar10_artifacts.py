@@ -29,8 +29,8 @@ BRINGS = (
     ("Labels bring it besides", "half, float ONNX", "half-unlabelled, float ONNX"),
     ("2:4 sparsity brings", "2-4, float ONNX", "float-longer, float ONNX"),
 )
-ROUNDS = 300
-"""Of the interleaved latency: the median of so many runs of each file."""
+ROUNDS = 100
+"""Of the interleaved latency: the median of so many turns of each file."""
 
 
 def prepare(folder: Path, arms: dict[str, Any], qat: dict[str, Any]) -> None:

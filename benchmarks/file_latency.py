@@ -161,7 +161,7 @@ def markdown(models: dict[str, data.TrainedModel], records: list[dict[str, Any]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="by default all")
-    parser.add_argument("--rounds", type=int, default=400, help="timed runs of each file (default 400)")
+    parser.add_argument("--rounds", type=int, default=150, help="timed turns of each file (default 150)")
     parser.add_argument("--write", action="store_true", help="write the result to README.md")
     arguments = parser.parse_args()
     models = data.trained_models()

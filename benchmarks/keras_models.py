@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import convert, data, place, scoring, tables
 
-ROUNDS = 300
+ROUNDS = 100
 
 
 @dataclass(frozen=True)

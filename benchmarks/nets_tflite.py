@@ -273,7 +273,7 @@ def markdown(records: list[dict[str, Any]], command: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", action="append", choices=NETS, help="by default all seven")
-    parser.add_argument("--rounds", type=int, default=100, help="timed runs of each file (default 100)")
+    parser.add_argument("--rounds", type=int, default=30, help="timed turns of each file (default 30)")
     parser.add_argument(
         "--make-environment", action="store_true", help="make the peers' environment where absent (3 GB)"
     )

@@ -138,19 +138,26 @@ def paired_points(
     return 100 * float(gain.mean()), 100 * float(low), 100 * float(high)
 
 
-def interleaved_ms(calls: dict[str, Callable[[], object]], *, rounds: int, warm_up: int = 5) -> dict[str, list[float]]:
-    """Milliseconds of every call, in turn and round after round: what else the machine does then strikes all alike."""
+def interleaved_ms(calls: dict[str, Callable[[], object]], *, rounds: int, runs: int = 5) -> dict[str, list[float]]:
+    """Milliseconds of every call, in turn and round after round: what else the machine does then strikes all alike.
+
+    A turn is one run that is not counted, in which the neighbour's data leaves the caches, and `runs` in a row, as a
+    model runs that is given frame after frame; their median is the round's value.
+    """
     for call in calls.values():
-        for _ in range(warm_up):
+        for _ in range(runs):
             call()
     spent: dict[str, list[float]] = {name: [] for name in calls}
     names: Sequence[str] = list(calls)
     for k in range(rounds):
-        # The order turns, so that nobody always follows the same neighbour, whose data is still in the caches.
         for name in (*names[k % len(names) :], *names[: k % len(names)]):
-            began = time.perf_counter()
             calls[name]()
-            spent[name].append(1e3 * (time.perf_counter() - began))
+            turn = []
+            for _ in range(runs):
+                began = time.perf_counter()
+                calls[name]()
+                turn.append(1e3 * (time.perf_counter() - began))
+            spent[name].append(float(np.median(turn)))
     return spent
 
 

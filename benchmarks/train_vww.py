@@ -58,8 +58,8 @@ COMPARED = (
     ("Distillation brings", "distilled, int8 onnx", USUAL),
     ("Quantization-aware training brings", OURS, "distilled, int8 onnx"),
 )
-ROUNDS = 300
-"""Of the interleaved latency: the median of so many runs of each file."""
+ROUNDS = 100
+"""Of the interleaved latency: the median of so many turns of each file."""
 LARGEST_DIFFERENCE = 1e-4
 """Between the module's outputs and the ONNX file's, whose float sums are in another order."""
 
