@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,34 +26,58 @@ UNSIGNED_SHIFT = 128
 _SHIFTS = {np.dtype(np.int8): UNSIGNED_SHIFT, np.dtype(np.uint8): 0}
 
 
-def same_integers(paths: Mapping[str, Path]) -> dict[str, tuple[str, ...]]:
-    """For each artifact the others that agree wherever both files name a tensor: grids, and how often each
-    integer stands in a weight (formats keep axes in different orders, so places are the parity levels' to judge).
+@dataclass(frozen=True)
+class Carried:
+    """What a file carries.
+
+    Args:
+        grids: of activations and weights.
+        weights: name → how often each int8 integer stands in it: the same whatever order a format keeps axes in
+            (places are the parity levels' to judge).
+        rounded: scales are float16, which rounds them: the file claims no grid.
+    """
+
+    grids: Grids
+    weights: dict[str, tuple[int, ...]]
+    rounded: bool = False
+
+
+def carried(path: Path) -> Carried:
+    grids = _grids(path)
+    return Carried(grids or {}, _weights(path), rounded=grids is None)
+
+
+def same_integers(files: Mapping[str, Carried]) -> dict[str, tuple[str, ...]]:
+    """For each file the others with which it agrees in grids and weights, wherever both name a tensor.
 
     A file holds no grid for a tensor that it fused over, so only tensors that both have are compared; two files that
     share none are not called the same.
     """
-    grids = {name: _grids(path) for name, path in paths.items()}
-    weights = {name: _weights(path) for name, path in paths.items()}
+
+    def agree(a: Carried, b: Carried) -> bool:
+        return _agree(a.grids, b.grids) and (not (a.weights and b.weights) or _agree(a.weights, b.weights))
+
+    return _pairs(files, agree)
+
+
+def same_weights(files: Mapping[str, Carried]) -> dict[str, tuple[str, ...]]:
+    """For each file the others that carry the same weight integers, whatever their activation grids."""
+    return _pairs(files, lambda a, b: _agree(a.weights, b.weights))
+
+
+def _pairs(files: Mapping[str, Carried], agree: Callable[[Carried, Carried], bool]) -> dict[str, tuple[str, ...]]:
     return {
-        name: tuple(
-            other
-            for other in grids
-            if other != name
-            and grids[name].keys() & grids[other].keys()
-            and _agree(grids[name], grids[other])
-            and _agree(weights[name], weights[other])
-        )
-        for name in grids
+        name: tuple(other for other in files if other != name and agree(files[name], files[other])) for name in files
     }
 
 
 def _agree(a: Mapping[str, object], b: Mapping[str, object]) -> bool:
-    return all(a[name] == b[name] for name in a.keys() & b.keys())
+    """Whether there is something to compare, and it is equal."""
+    shared = a.keys() & b.keys()
+    return bool(shared) and all(a[name] == b[name] for name in shared)
 
 
 def _weights(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name of a weight → how often each int8 integer stands in it: the same whatever order the format keeps axes in."""
     found: dict[str, npt.NDArray[Any]] = {}
     if path.suffix == ".onnx":
         from edgeopt.formats import onnx
@@ -84,7 +109,8 @@ def _weights(path: Path) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _grids(path: Path) -> Grids:
+def _grids(path: Path) -> Grids | None:
+    """None: scales in float16."""
     if path.suffix == ".onnx":
         from edgeopt.formats import onnx
 
@@ -112,8 +138,8 @@ def _grids(path: Path) -> Grids:
     return {}
 
 
-def _package_grids(path: Path) -> Grids:
-    """Of a Core ML program in float32; one in float16 has rounded its scales and claims nothing."""
+def _package_grids(path: Path) -> Grids | None:
+    """Of a Core ML program in float32; None of one in float16, which has rounded its scales."""
     from edgeopt.runtimes.mil_reference.package import read
     from edgeopt.runtimes.mil_reference.program import operations
 
@@ -128,7 +154,7 @@ def _package_grids(path: Path) -> Grids:
             continue
         scale = _constant_of(operation, "scale", producers)
         if scale is None or scale.dtype != np.float32:
-            return {}
+            return None
         zero_point = _constant_of(operation, "zero_point", producers)
         zeros = (0,) * scale.size if zero_point is None else tuple(int(zero) for zero in zero_point.reshape(-1))
         if len(zeros) != scale.size:  # one zero point for all channels

@@ -14,12 +14,13 @@ from edgeopt.parity.compare import LevelReport
 from edgeopt.parity.runners import runnable
 from edgeopt.passes.quantize.quantize import Quantize
 from edgeopt.pipeline import jobs
-from edgeopt.pipeline.integers import same_integers
+from edgeopt.pipeline.integers import Carried, carried, same_integers, same_weights
 from edgeopt.pipeline.plan import Plan
 from edgeopt.pipeline.record import DataRecord, Latency, Report, SourceRecord, StepRecord, TargetRecord
 from edgeopt.recipe.schema import DataSource, Recipe
 from edgeopt.types import SchemeName, Status
 
+FP16_SCALES = "the shared scales, rounded to fp16, in which the program computes (precision: fp32 keeps them)"
 NOISE = 1.03
 """Two runs of one file on a shared machine differ by about so much: less is not called slower."""
 LOST_ACCURACY = 0.01
@@ -52,7 +53,8 @@ def summarise(
     """
     source, quantized = jobs.read_result(imported, jobs.ImportResult), jobs.read_result(passed, jobs.PassesResult)
     results = {name: jobs.read_result(folder, jobs.TargetResult) for name, folder in folders.items()}
-    same = same_integers({n: runnable(folders[n] / jobs.ARTIFACT, r.artifact) for n, r in results.items()})
+    files = {n: carried(runnable(folders[n] / jobs.ARTIFACT, r.artifact)) for n, r in results.items()}
+    same, weights = same_integers(files), same_weights(files)
     scheme = asked_scheme(recipe)
     targets: dict[str, TargetRecord] = {}
     for name in recipe.requested():
@@ -65,7 +67,9 @@ def summarise(
                 recipe,
                 name,
                 result=results[name],
-                same=same.get(name, ()),
+                carried=files[name],
+                same=same[name],
+                weights=tuple(other for other in weights[name] if other not in same[name]),
                 shared=quantized.parity,
                 latency=latencies.get(name),
             )
@@ -114,7 +118,9 @@ def _target(
     name: str,
     *,
     result: jobs.TargetResult,
+    carried: Carried,
     same: tuple[str, ...],
+    weights: tuple[str, ...],
     shared: LevelReport,
     latency: tuple[BenchResult, BenchResult | None] | None,
 ) -> TargetRecord:
@@ -136,11 +142,10 @@ def _target(
     own = recipe.requested()[name].own_grids
     if own is not None and result.quantization != shared:
         own += (
-            f": {result.quantization.sqnr_db:.1f} dB against float where the shared grids have "
-            f"{shared.sqnr_db:.1f} dB; weights are the same integers"
+            f": {result.quantization.sqnr_db:.1f} dB against float where the shared grids have {shared.sqnr_db:.1f} dB"
         )
     else:
-        own = None
+        own = FP16_SCALES if carried.rounded and weights else None
     status: Status = "not_built" if artifact.not_built is not None else "ok"
     return TargetRecord(
         status="failed" if failures else status,
@@ -158,6 +163,7 @@ def _target(
         latency_ms=measured,
         realised=artifact.realised,
         identical_integers_with=same,
+        identical_weights_with=weights,
         own_grids=own,
         engine=artifact.engine,
         seconds=result.seconds,

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeopt.pipeline.record import Report
-from edgeopt.report.table import ABOUT, COLUMNS, conversion, rows
+from edgeopt.report.table import ABOUT, COLUMNS, conversion, integers, rows
 from edgeopt.report.training import summary
 
 PLAIN_WIDTH = 500
@@ -44,10 +44,7 @@ def _below(report: Report, out: Path) -> list[str]:
         for level in target.parity.values():
             if level.located is not None:
                 lines.append(f"{name}: {level.located.text}")
-        if target.identical_integers_with:
-            lines.append(f"{name}: same integers as {', '.join(target.identical_integers_with)}")
-        if target.own_grids is not None:
-            lines.append(f"{name}: activation grids of its own: {target.own_grids}")
+        lines += [f"{name}: {text}" for text in integers(target)]
     seconds = [f"{name} {target.seconds:.1f}" for name, target in report.targets.items() if target.seconds is not None]
     if seconds:
         lines.append(f"seconds for each, side by side: {', '.join(seconds)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.pipeline.record import Report
-from edgeopt.report.table import ABOUT, COLUMNS, conversion, rows
+from edgeopt.report.table import ABOUT, COLUMNS, conversion, integers, rows
 from edgeopt.report.training import sections
 
 SCHEMA_FILE = "report.schema.json"
@@ -66,10 +66,7 @@ def as_markdown(report: Report) -> str:
             said += [f"left over: {text}" for text in target.realised.leftovers]
             if target.realised.partitions is not None:
                 said.append(f"delegate partitions: {target.realised.partitions}")
-        if target.identical_integers_with:
-            said.append(f"same integers as {', '.join(target.identical_integers_with)}")
-        if target.own_grids is not None:
-            said.append(f"activation grids of its own: {target.own_grids}")
+        said += integers(target)
         if (engine := target.engine) is not None:
             said.append(
                 f"engine by {engine.runtime} in {engine.seconds:.0f} s: {engine.sqnr_db:.2f} dB against the outputs of "

@@ -88,3 +88,11 @@ def _latency(target: TargetRecord) -> str:
     if measured.float_ is not None:
         text = f"{measured.float_.latency_ms.p50:.3g} → {text}"
     return text + (" slower" if measured.slower_than_float is not None else "")
+
+
+def integers(target: TargetRecord) -> list[str]:
+    """With which other targets it shares its integers, and why not with all."""
+    same, weights = ", ".join(target.identical_integers_with), ", ".join(target.identical_weights_with)
+    parts = [f"same integers as {same}" if same else "", f"same weight integers as {weights}" if weights else ""]
+    found = ["; ".join(filter(None, parts))] if same or weights else []
+    return found + ([f"activation grids of its own: {target.own_grids}"] if target.own_grids is not None else [])

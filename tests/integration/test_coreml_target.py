@@ -23,7 +23,7 @@ from edgeopt.parity.levels import check_artifact, check_quantization
 from edgeopt.parity.segments import Segments
 from edgeopt.passes.base import Context
 from edgeopt.passes.quantize.quantize import Quantize
-from edgeopt.pipeline.integers import same_integers
+from edgeopt.pipeline.integers import carried, same_integers, same_weights
 from edgeopt.runtimes import mil_reference, onnxruntime
 from edgeopt.runtimes.mil_reference import package as mil
 from edgeopt.runtimes.mil_reference.program import operations
@@ -82,9 +82,12 @@ def test_only_the_float32_form_claims_the_same_integers(build, tmp_path):
     (tmp_path / "onnx").mkdir()
     onnx = tmp_path / "onnx" / Onnx().lower(graph, tmp_path / "onnx").path
     paths = {precision: lowered(graph, tmp_path / precision, precision=precision)[1] for precision in ("fp32", "fp16")}
-    same = same_integers({"onnx": onnx, **paths})
+    files = {name: carried(path) for name, path in {"onnx": onnx, **paths}.items()}
+    same = same_integers(files)
     assert same["onnx"] == ("fp32",)
     assert same["fp16"] == ()
+    assert files["fp16"].rounded and not files["fp32"].rounded
+    assert same_weights(files)["fp16"] == ("onnx", "fp32")
 
 
 @every_net

@@ -107,6 +107,7 @@ def test_all_files_carry_the_same_integers(report):
 def test_a_target_with_grids_of_its_own_says_why(report):
     target = report["targets"]["tensorrt"]
     assert target["identical_integers_with"] == []
+    assert target["identical_weights_with"] == ["onnx", "tflite", "coreml"]
     assert "zero point 0" in target["own_grids"]
     assert not any(other["own_grids"] for name, other in report["targets"].items() if name != "tensorrt")
 

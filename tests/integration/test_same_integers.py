@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from edgeopt.pipeline.integers import same_integers
+from edgeopt.pipeline.integers import Carried, carried, same_integers, same_weights
 from edgeopt.targets.onnx import Onnx
 from edgeopt.targets.tflite.target import TfliteTarget
 from tests.integration.minmax_table import minmax_table
@@ -28,8 +28,12 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return found
 
 
+def read(files: dict[str, Path]) -> dict[str, Carried]:
+    return {name: carried(path) for name, path in files.items()}
+
+
 def test_files_of_one_table_are_the_same(files: dict[str, Path]) -> None:
-    assert same_integers(files) == {
+    assert same_integers(read(files)) == {
         "onnx": ("uint8", "tflite"),
         "uint8": ("onnx", "tflite"),
         "tflite": ("onnx", "uint8"),
@@ -43,4 +47,14 @@ def test_one_other_integer_is_another_model(files: dict[str, Path]) -> None:
     integers.reshape(-1)[0] += np.array(1, integers.dtype)
     weight.CopyFrom(numpy_helper.from_array(integers, weight.name))
     onnx.save(model, files["onnx"])
-    assert same_integers(files) == {"onnx": (), "uint8": ("tflite",), "tflite": ("uint8",)}
+    assert same_integers(read(files)) == {"onnx": (), "uint8": ("tflite",), "tflite": ("uint8",)}
+    assert same_weights(read(files)) == {"onnx": (), "uint8": ("tflite",), "tflite": ("uint8",)}
+
+
+def test_other_grids_of_the_same_weights_are_told_apart(files: dict[str, Path]) -> None:
+    model = onnx.load(files["onnx"])
+    (scale,) = (t for t in model.graph.initializer if t.name == "pointwise_out__scale")
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(2), scale.name))
+    onnx.save(model, files["onnx"])
+    assert same_integers(read(files)) == {"onnx": (), "uint8": ("tflite",), "tflite": ("uint8",)}
+    assert same_weights(read(files))["onnx"] == ("uint8", "tflite")
