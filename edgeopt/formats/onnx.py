@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeopt.errors import ModelError
+from edgeopt.formats.cut import Cut
 from edgeopt.graph.qdq import INTEGERS_SUFFIX
 from edgeopt.types import Frozen, IoType, Preprocess, TensorSpec
 
@@ -271,23 +272,6 @@ def precision_of(node: ir.Node) -> Precision:
         if node.op_type in ("Gemm", "MatMul") or (after and all(op == "QuantizeLinear" for op in after)):
             return "int8"
     return "other" if node.op_type in MOVEMENT else "float32"
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A model whose segments lie side by side.
-
-    Args:
-        data: the file.
-        produced: given name → output name: the tensor as its segment computes it.
-        consumed: given name → input name: the tensor as the next segments read it.
-        missing: given names that no computed tensor of the file carries.
-    """
-
-    data: bytes
-    produced: Mapping[str, str]
-    consumed: Mapping[str, str]
-    missing: tuple[str, ...] = ()
 
 
 def cut(source: Path | bytes, names: Iterable[str]) -> Cut:

@@ -16,6 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from edgeopt.data.samples import Feed
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import tflite as tflite_format
+from edgeopt.formats.cut import Cut
 from edgeopt.graph.model import serialise
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.parity.levels import check_quantization
@@ -38,7 +39,7 @@ class Part:
     output: str
 
 
-def cut(data: bytes, suffix: str, names: Sequence[str]) -> onnx_format.Cut | tflite_format.Cut:
+def cut(data: bytes, suffix: str, names: Sequence[str]) -> Cut:
     """A model of either format, cut at the named tensors."""
     return onnx_format.cut(data, names) if suffix == ".onnx" else tflite_format.cut(tflite_format.read(data), names)
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from edgeopt.errors import MissingPackage, ModelError, TargetError
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import tflite as tflite_format
+from edgeopt.formats.cut import Cut
 from edgeopt.graph.quantization import Quantization
 from edgeopt.parity.runners import Feed, FileRunner, bind_ports
 from edgeopt.types import Artifact
@@ -105,7 +106,7 @@ def open_cut(
         TargetError: the runtime refuses the cut file.
     """
     layouts: dict[str, tflite_format.Layout] = {}
-    cut: onnx_format.Cut | tflite_format.Cut | ProgramCut
+    cut: Cut | ProgramCut
     session: Any
     try:
         if path.suffix == ".onnx":

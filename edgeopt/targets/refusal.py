@@ -36,3 +36,12 @@ def unfit(node: ir.Node, check: Callable[[ir.Node], str | None] | None) -> str |
     """What about a node cannot be lowered, in words; None if all can."""
     reason = None if check is None else check(node)
     return None if reason is None else f"it has {reason}"
+
+
+def uncanonical_gemm(node: ir.Node) -> str | None:
+    """What a Gemm has that the canonical form rewrites, and no target writes."""
+    if node.attributes.get_int("transA", 0) or not node.attributes.get_int("transB", 0):
+        return "transA or a weight that is not (outputs, inputs)"
+    if any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")):
+        return "alpha or beta other than 1"
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,37 +52,18 @@ def layers(model: ModuleTrainee, example: Feed) -> dict[str, Layer]:
     found: dict[str, Layer] = {}
     convolution = torch.nn.modules.conv._ConvNd
 
-    def look(name: str) -> Any:
-        def hook(module: Any, given: Any, result: Any) -> None:
-            batch = given[0].shape[0] if given[0].ndim > 1 else 1
-            if isinstance(module, convolution):
-                kernel = 1
-                for size in module.kernel_size:
-                    kernel *= size
-                # A transposed convolution applies its weight once per input position.
-                at = given[0] if module.transposed else result
-                positions = at[0, 0].numel()
-                layer = Layer(positions, module.in_channels, module.out_channels, module.groups, kernel)
-            else:
-                positions = result.numel() // (result.shape[-1] * batch)
-                layer = Layer(positions, module.in_features, module.out_features, 1, 1)
-            found[name] = layer
+    def look(name: str, module: Any, given: Any, result: Any) -> None:
+        batch = given[0].shape[0] if given[0].ndim > 1 else 1
+        if isinstance(module, convolution):
+            # A transposed convolution applies its weight once per input position.
+            at = given[0] if module.transposed else result
+            positions, kernel = at[0, 0].numel(), math.prod(module.kernel_size)
+            found[name] = Layer(positions, module.in_channels, module.out_channels, module.groups, kernel)
+        else:
+            positions = result.numel() // (result.shape[-1] * batch)
+            found[name] = Layer(positions, module.in_features, module.out_features, 1, 1)
 
-        return hook
-
-    kinds = (convolution, torch.nn.Linear)
-    handles = [
-        inner.register_forward_hook(look(name))
-        for name, inner in model.module.named_modules()
-        if isinstance(inner, kinds)
-    ]
-    model.train(False)
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    model.watch(example, look, (convolution, torch.nn.Linear))
     return found
 
 

@@ -225,21 +225,11 @@ def _shapes_of(model: ModuleTrainee, example: Feed) -> dict[str, tuple[int, ...]
 
     found: dict[str, tuple[int, ...]] = {}
 
-    def look(name: str) -> Any:
-        def hook(module: Any, given: Any, result: Any) -> None:
-            if isinstance(result, torch.Tensor):
-                found[name] = tuple(result.shape)
+    def look(name: str, module: Any, given: Any, result: Any) -> None:
+        if isinstance(result, torch.Tensor):
+            found[name] = tuple(result.shape)
 
-        return hook
-
-    handles = [inner.register_forward_hook(look(name)) for name, inner in model.module.named_modules() if name]
-    model.train(False)
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    model.watch(example, look)
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 Feed = dict[str, Any]
@@ -82,6 +83,29 @@ class ModuleTrainee:
 
         kinds = (torch.nn.modules.conv._ConvNd, torch.nn.Linear)
         return [name for name, inner in self.module.named_modules() if isinstance(inner, kinds)]
+
+    def watch(self, example: Feed, seen: Callable[[str, Any, Any, Any], None], kinds: tuple[type, ...] = ()) -> None:
+        """Run once, in eval mode and without gradients, and look on.
+
+        Args:
+            example: of the inputs.
+            seen: called with name, module, positional inputs and result of every named module that runs.
+            kinds: of the modules; none: all but the outermost.
+        """
+        import torch
+
+        handles = [
+            inner.register_forward_hook(functools.partial(seen, name))
+            for name, inner in self.module.named_modules()
+            if (isinstance(inner, kinds) if kinds else name)
+        ]
+        self.train(False)
+        try:
+            with torch.no_grad():
+                self(example)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def state(self) -> dict[str, Any]:
         return dict(self.module.state_dict())

@@ -1,7 +1,7 @@
 """TFLite files: a light model in memory, a reader that refuses what is broken, a writer, and ``cut``."""
 
 from edgeopt.formats.tflite.contents import CONVERSIONS, MOVERS, WEIGHTED, constant_bytes, operator_counts, precision
-from edgeopt.formats.tflite.cutting import Cut, cut
+from edgeopt.formats.tflite.cutting import cut
 from edgeopt.formats.tflite.layout import LAYOUTS, Layout, layouts
 from edgeopt.formats.tflite.model import Model, Operator, Tensor, drop_unused, integers_of
 from edgeopt.formats.tflite.reading import read
@@ -14,7 +14,6 @@ __all__ = [
     "LAYOUTS",
     "MOVERS",
     "WEIGHTED",
-    "Cut",
     "Layout",
     "Model",
     "Operator",

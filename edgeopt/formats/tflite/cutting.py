@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from edgeopt.errors import ModelError
+from edgeopt.formats.cut import Cut
 from edgeopt.formats.tflite.model import Model, Tensor, integers_of
 from edgeopt.formats.tflite.writing import write
 
 CONSUMED_SUFFIX = "__in"
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A model whose segments lie side by side.
-
-    Args:
-        data: the file.
-        produced: given name → output name: the tensor as its segment computes it.
-        consumed: given name → input name: the tensor as the next segments read it.
-        missing: given names that no tensor of the file carries.
-    """
-
-    data: bytes
-    produced: Mapping[str, str]
-    consumed: Mapping[str, str]
-    missing: tuple[str, ...] = ()
 
 
 def cut(model: Model, names: Iterable[str]) -> Cut:

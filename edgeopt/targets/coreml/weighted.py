@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from edgeopt.graph.model import present, shape
 from edgeopt.targets.coreml.emit import Array, Emitter
+from edgeopt.targets.refusal import uncanonical_gemm
 
 WITH_WEIGHTS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
@@ -119,13 +120,7 @@ def conv_transpose(e: Emitter, node: ir.Node) -> None:
 
 
 def check_gemm(node: ir.Node) -> str | None:
-    if not weight_is_constant(node):
-        return "a weight that is computed"
-    if node.attributes.get_int("transA", 0) or not node.attributes.get_int("transB", 0):
-        return "transA or a weight that is not (outputs, inputs)"
-    if any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")):
-        return "alpha or beta other than 1"
-    return None
+    return uncanonical_gemm(node) if weight_is_constant(node) else "a weight that is computed"
 
 
 def gemm(e: Emitter, node: ir.Node) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.quantization import QuantParams
+from edgeopt.targets.refusal import uncanonical_gemm
 from edgeopt.targets.tflite import layout as lay
 from edgeopt.targets.tflite.attributes import Array, constant_input, ints, shape_of
 from edgeopt.targets.tflite.draft import options
@@ -278,13 +279,7 @@ def _dilated(weight: Array, dilations: tuple[int, ...]) -> Array:
 
 
 def check_gemm(node: ir.Node) -> str | None:
-    if constant_input(node, 1) is None:
-        return "a weight that is computed"
-    if node.attributes.get_int("transA", 0) or not node.attributes.get_int("transB", 0):
-        return "transA or a weight that is not (outputs, inputs)"
-    if any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")):
-        return "alpha or beta other than 1"
-    return None
+    return uncanonical_gemm(node) if constant_input(node, 1) is not None else "a weight that is computed"
 
 
 def gemm(e: Emitter, node: ir.Node) -> None:
