@@ -33,7 +33,7 @@ floors: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 tests: $(VENV)/.dev
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 
 # Speed and fidelity beside the peers: benchmarks/README.md. The LiteRT peers' environment is 3 GB and made only by `peers`.
 bench: $(VENV)/.dev

@@ -88,7 +88,10 @@ class Graph:
             parameter.requires_grad_(True)  # the graph is read from what autograd records
         try:
             self._graph = torch_pruning.DependencyGraph().build_dependency(
-                model.module, example_inputs=dict(example), forward_fn=lambda module, feed: list(model(feed).values())
+                model.module,
+                example_inputs=dict(example),
+                forward_fn=lambda module, feed: list(model(feed).values()),
+                verbose=False,  # what it warns of is tried here, group by group: _keeps_the_function
             )
         except Exception as error:  # the user's forward and the tracer raise what they like
             raise ModelError(
