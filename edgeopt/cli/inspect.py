@@ -36,8 +36,9 @@ FEW = 4
 def command(file: Path, target: str | None, json_wanted: bool) -> int:
     """Look into an ONNX, TFLite or Core ML file: operators by precision, inputs and outputs, and every scale.
 
-    Of a Core ML package also the compression of its weights, the deployment target, and what is known to keep it off
-    the Neural Engine, each with its source. With --for, ends with 1 if a rule of acceptance or speed is broken.
+    Of an ONNX file also the products that ONNX Runtime gets wrong on x86 without VNNI. Of a Core ML package the
+    compression of its weights, the deployment target, and what is known to keep it off the Neural Engine, each with its
+    source. With --for, ends with 1 if a rule of acceptance or speed is broken.
     """
     from edgeopt.cli import rules
 
@@ -74,7 +75,7 @@ def command(file: Path, target: str | None, json_wanted: bool) -> int:
         )
     for warning in found.get("warnings", []):
         names = ", ".join(warning["where"][:FEW]) + (", …" if len(warning["where"]) > FEW else "")
-        click.echo(f"  Neural Engine, {warning['id']} ({len(warning['where'])}: {names}): {warning['text']}")
+        click.echo(f"  {warning['about']}, {warning['id']} ({len(warning['where'])}: {names}): {warning['text']}")
         click.echo(f"    {warning['source']}")
     click.echo(f"  layers ({len(found['layers'])}):")
     for layer in found["layers"]:
@@ -122,9 +123,16 @@ def describe(file: Path) -> dict[str, Any]:
 
 
 def _onnx(file: Path) -> dict[str, Any]:
-    from edgeopt.formats import onnx
+    from edgeopt.formats import onnx, onnx_overflow
 
     summary = onnx.summarise(file).model_dump(mode="json")
+    warning = {
+        "about": "x86 without VNNI",
+        "id": "saturated-products",
+        "text": onnx_overflow.TEXT,
+        "source": onnx_overflow.SOURCE,
+        "where": list(onnx_overflow.saturated(onnx.load(file))),
+    }
     return {
         "format": f"ONNX, opset {summary['opset']}",
         "inputs": summary["inputs"],
@@ -134,6 +142,7 @@ def _onnx(file: Path) -> dict[str, Any]:
         "layers": summary["layers"],
         "preprocess": summary["preprocess"],
         "labels": summary["labels"],
+        "warnings": [warning] if warning["where"] else [],
     }
 
 

@@ -148,7 +148,7 @@ def summarise(path: Path) -> OnnxSummary:
     model = load(path)
     layers = tuple(
         Layer(name=name, op_type=node.op_type, precision=precision_of(node), bytes=_own_bytes(node))
-        for node, name in zip(model.graph, _names(model.graph), strict=True)
+        for node, name in zip(model.graph, names_of(model.graph), strict=True)
         if node.op_type not in CONVERSIONS and not _reads_constants(node)
     )
     ops: dict[Precision, Counter[str]] = defaultdict(Counter)
@@ -316,7 +316,7 @@ def cut(source: Path | bytes, names: Iterable[str]) -> Cut:
     return Cut(data, produced, consumed, tuple(missing))
 
 
-def _names(graph: ir.Graph) -> Sequence[str]:
+def names_of(graph: ir.Graph) -> Sequence[str]:
     """A name for every node: its own, or what it makes."""
     return [node.name or (node.outputs[0].name if node.outputs else "") or node.op_type for node in graph]
 

@@ -159,4 +159,7 @@ def warnings(program: Program) -> list[Finding]:
 
 
 def as_json(finding: Finding) -> dict[str, Any]:
-    return {"id": finding.id, "text": finding.text, "source": finding.source, "where": list(finding.where)}
+    return {
+        "about": "Neural Engine", "id": finding.id, "text": finding.text, "source": finding.source,
+        "where": list(finding.where),
+    }  # fmt: skip

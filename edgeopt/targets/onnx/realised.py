@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +12,7 @@ import onnx_ir as ir
 
 from edgeopt.errors import TargetError
 from edgeopt.formats.onnx import CONVERSIONS, INT8_OPERATORS, MOVEMENT, REORDERS, STATIC_PRODUCTS, load, precision_of
-from edgeopt.graph.overflow import is_safe
+from edgeopt.formats.onnx_overflow import TEXT, saturated
 from edgeopt.graph.placement import FUSED_ACTIVATIONS, WEIGHTED
 from edgeopt.graph.qdq import INTEGERS_SUFFIX
 from edgeopt.graph.quantization import Quantization, QuantizedGraph
@@ -65,16 +64,13 @@ def read_realised(path: Path, graph: QuantizedGraph, activations: str) -> Realis
         f"{op_type} x{count}: in float between integers, ONNX Runtime's CPU provider has no int8 kernel for it"
         for op_type, count in sorted(leftovers.items())
     ]
-    if activations == "uint8":
-        constants = ir.load(path).graph.initializers
-        clipped = sum(_overflows(node, constants) for node in integers)
-        if clipped:
-            here = " (this machine is one, and its results are wrong)" if saturates() else ", which this machine is not"
-            texts.append(
-                f"{clipped} products with int8 weights that x86 without VNNI saturates at 16 bits{here}: wrong there"
-                " unless the session sets session.x64quantprecision to 1 (weights: uint8 is exact everywhere, and so"
-                " is int8 with overflow_fix)"
-            )
+    clipped = len(saturated(load(path)))
+    if clipped:
+        here = "this machine is one" if saturates() else "this machine is none"
+        texts.append(
+            f"{clipped} products on x86 without VNNI ({here}): {TEXT} (weights: uint8, between uint8 activations, is"
+            " exact everywhere, and so is int8 with overflow_fix)"
+        )
     if activations == "int8" and unasked:
         # The form is what other providers read; x86 has no kernel for int8 activations that several nodes read.
         form = {node.name: precision_of(node) for node in load(path).graph}
@@ -92,24 +88,6 @@ def read_realised(path: Path, graph: QuantizedGraph, activations: str) -> Realis
         leftovers=tuple(texts),
         unasked_float=tuple(unasked),
     )
-
-
-WEIGHT_INPUT = {
-    "QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3, "MatMulIntegerToFloat": 1, "MatMulInteger": 1,
-    "DynamicQuantizeMatMul": 1,
-}  # fmt: skip
-
-
-def _overflows(node: ir.Node, constants: Mapping[str, ir.Value]) -> bool:
-    """Whether an optimised product has int8 weights of which a pair can overflow 16 bits."""
-    weight = node.inputs[WEIGHT_INPUT[node.op_type]] if node.op_type in WEIGHT_INPUT else None
-    stored = None if weight is None or weight.name is None else constants.get(weight.name)
-    if stored is None or stored.const_value is None or stored.dtype != ir.DataType.INT8:
-        return False
-    integers = stored.const_value.numpy()
-    if node.op_type == "QLinearConv":
-        return not is_safe(integers, "Conv", node.attributes.get_int("group", 1))
-    return not is_safe(integers if node.attributes.get_int("transB", 0) else integers.T, "Gemm", 1)
 
 
 def _kind(node: ir.Node) -> Literal["int8", "float", "other"]:
