@@ -10,6 +10,7 @@ import edgeopt
 from edgeopt import events
 from edgeopt.bench.results import BenchResult
 from edgeopt.errors import EdgeoptError, SetupError
+from edgeopt.formats.onnx_overflow import TEXT as SATURATION
 from edgeopt.parity.compare import LevelReport
 from edgeopt.parity.runners import runnable
 from edgeopt.passes.quantize.quantize import Quantize
@@ -18,6 +19,7 @@ from edgeopt.pipeline.integers import Carried, carried, same_integers, same_weig
 from edgeopt.pipeline.plan import Plan
 from edgeopt.pipeline.record import DataRecord, Latency, Report, SourceRecord, StepRecord, TargetRecord
 from edgeopt.recipe.schema import DataSource, Recipe
+from edgeopt.runtimes.onnxruntime import saturates
 from edgeopt.types import SchemeName, Status
 
 FP16_SCALES = "the shared scales, rounded to fp16, in which the program computes (precision: fp32 keeps them)"
@@ -126,7 +128,10 @@ def _target(
 ) -> TargetRecord:
     artifact, warnings = result.artifact, []
     failures = [f"L2: {text}" for text in result.parity.failures]
-    unasked = artifact.realised.unasked_float if artifact.realised is not None else ()
+    realised = artifact.realised
+    if failures and realised is not None and saturates():
+        failures += [f"the likely cause: {text}" for text in realised.leftovers if SATURATION in text]
+    unasked = realised.unasked_float if realised is not None else ()
     if unasked:
         failures.insert(0, f"int8 was asked and these are float in the file: {', '.join(unasked)}")
     limit = recipe.budget.size_mb
@@ -161,7 +166,7 @@ def _target(
         parity={"L1": result.quantization, "L2": result.parity},
         metrics=result.metrics,
         latency_ms=measured,
-        realised=artifact.realised,
+        realised=realised,
         identical_integers_with=same,
         identical_weights_with=weights,
         own_grids=own,

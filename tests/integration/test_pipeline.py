@@ -14,12 +14,14 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import onnx
 import psutil
 import pytest
 
 from edgeopt.cli import run
 from edgeopt.pipeline import jobs
 from edgeopt.report.files import json_schema, shipped_schema, write_schema
+from edgeopt.runtimes.onnxruntime import saturates
 from tests import tiny
 
 EDGEOPT = [sys.executable, "-m", "edgeopt"]
@@ -179,6 +181,29 @@ def test_all_targets_are_attempted(folder, tmp_path, capsys):
     assert report["targets"]["tflite"]["status"] == "ok"
     assert not (out / "onnx").exists()
     assert "grid" in capsys.readouterr().err
+
+
+def test_a_file_that_this_processor_gets_wrong_fails_and_says_why(tmp_path, capsys):
+    """On x86 without VNNI; elsewhere the file is right, and the report says where it is not."""
+    rng = np.random.default_rng(3)
+    graph = onnx.parser.parse_graph(
+        "g (float[1,16,8,8] x) => (float[1,10] y) { c = Conv<pads=[1,1,1,1]>(x, w) r = Relu(c) "
+        "f = Flatten(r) y = MatMul(f, h) }"
+    )
+    weights = {"w": rng.choice([-1.0, 1.0], (16, 16, 3, 3)), "h": rng.choice([-1.0, 1.0], (16 * 64, 10))}
+    graph.initializer.extend(onnx.numpy_helper.from_array(a.astype(np.float32), name) for name, a in weights.items())
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "samples.npz", x=rng.uniform(0, 1, (32, 16, 8, 8)).astype(np.float32))
+    (tmp_path / "recipe.yaml").write_text(
+        "edgeopt: 1\nmodel: {onnx: model.onnx}\ndata: {calibration: {arrays: samples.npz}}\neffort: fast\n"
+        "passes: [{use: quantize, overflow_fix: false}]\ntargets: {onnx: {weights: int8}}\n"
+    )
+    code = run(["convert", str(tmp_path), "--out", str(tmp_path / "out")])
+    target = report_of(tmp_path / "out")["targets"]["onnx"]
+    assert any("saturates" in text for text in target["realised"]["leftovers"])
+    assert code == (1 if saturates() else 0)
+    assert ("the likely cause: 2 products" in capsys.readouterr().out) == saturates()
 
 
 # --- crashes
