@@ -58,17 +58,21 @@ def command(
     )
     inputs = Inputs(None, None, asked.data.evaluation, asked.preprocess, Path())
     job = ComparisonJob(reference, candidate, inputs, asked.parity, limit, trust)
-    report = in_worker("parity", "edgeopt.pipeline.comparison:compare", job, limit_s=LIMIT_S)
+    found = in_worker("parity", "edgeopt.pipeline.comparison:compare", job, limit_s=LIMIT_S)
+    report = found.report
     if json_wanted:
         document = {
             "schema": "edgeopt.parity/1",
             "reference": str(reference),
             "candidate": str(candidate),
             **report.model_dump(mode="json", exclude={"level"}),
+            "notes": list(found.notes),
         }
         click.echo(json.dumps(document, indent=2))
     else:
         _print(report)
+        for note in found.notes:
+            click.echo(f"note: {note}")
     return 1 if report.failures else 0
 
 

@@ -14,8 +14,8 @@ from edgeopt.graph.overflow import is_safe
 
 SOURCE = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
 TEXT = (
-    "int8 weights so large that ONNX Runtime saturates pairs of their products at 16 bits, and gives wrong results"
-    " without a word, unless each session sets session.x64quantprecision to 1"
+    "int8 weights so large that ONNX Runtime can saturate pairs of their products at 16 bits, and then gives wrong"
+    " results without a word, unless each session sets session.x64quantprecision to 1"
 )
 WEIGHT = {
     "QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3, "MatMulInteger": 1, "MatMulIntegerToFloat": 1,

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,12 @@ class FileRunner:
         self.label = label
         self.input_ports = dict(inputs)
         self.output_ports = dict(outputs)
+
+    def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Say what arrays inputs of open sizes are given; the file keeps their axes in the source's order."""
+        self.input_ports |= {
+            name: replace(port, shape=shapes[name]) for name, port in self.input_ports.items() if name in shapes
+        }
 
     def run(self, samples: Iterable[Feed]) -> Iterator[dict[str, Array]]:
         """Outputs by source name, one dictionary per sample: what a frontend's ``Source`` does."""

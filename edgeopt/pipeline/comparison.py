@@ -8,6 +8,8 @@ from pathlib import Path
 
 from edgeopt.data.samples import Few
 from edgeopt.errors import DataError, ModelError, TargetError
+from edgeopt.formats.onnx import load
+from edgeopt.formats.onnx_overflow import TEXT, saturated
 from edgeopt.frontends import Source
 from edgeopt.parity.compare import LevelReport
 from edgeopt.parity.models import compare_models
@@ -15,6 +17,7 @@ from edgeopt.parity.runners import FileRunner, Port, open_file
 from edgeopt.pipeline.jobs import Inputs, load_source
 from edgeopt.recipe.load import load_recipe
 from edgeopt.recipe.schema import MODEL_FILES, ModelSource, ParityLimits
+from edgeopt.runtimes.onnxruntime import saturates
 from edgeopt.types import Signature, TensorSpec
 
 
@@ -41,7 +44,15 @@ class ComparisonJob:
     threads: int = 1
 
 
-def compare(job: ComparisonJob) -> LevelReport:
+@dataclass(frozen=True)
+class Comparison:
+    """The figures, and what is known of a file that may explain them on this machine."""
+
+    report: LevelReport
+    notes: tuple[str, ...]
+
+
+def compare(job: ComparisonJob) -> Comparison:
     """Run both models; in a worker, as a foreign file may crash its runtime.
 
     Raises:
@@ -54,7 +65,7 @@ def compare(job: ComparisonJob) -> LevelReport:
         if samples is None:
             raise DataError("no samples to compare on", hint="Give --data.")
         labels = [model.label for model in (reference, candidate) if isinstance(model, FileRunner)]
-        return compare_models(
+        report = compare_models(
             reference,
             candidate,
             Few(samples, job.samples),
@@ -63,6 +74,13 @@ def compare(job: ComparisonJob) -> LevelReport:
             min_sqnr_db=job.limits.min_sqnr_db,
             min_top1_agreement=job.limits.min_top1_agreement,
         )
+    return Comparison(report, (*_saturation(job.reference), *_saturation(job.candidate)))
+
+
+def _saturation(path: Path) -> tuple[str, ...]:
+    """Products of an ONNX file that this machine gets wrong."""
+    names = saturated(load(path)) if path.suffix == ".onnx" and saturates() else ()
+    return (f"{path}: {len(names)} products on x86 without VNNI, as this machine is: {TEXT}",) if names else ()
 
 
 def _open(path: Path, job: ComparisonJob, stack: ExitStack) -> tuple[Source | FileRunner, Signature]:
@@ -85,8 +103,11 @@ def _open(path: Path, job: ComparisonJob, stack: ExitStack) -> tuple[Source | Fi
             error.what, where=error.where, hint="Is the file whole, and of the kind its name says?"
         ) from error
     if any(not isinstance(size, int) for port in runner.input_ports.values() for size in port.shape):
-        imported = load_source(ModelSource(onnx=path), path.parent, trust=job.trust)
-        return imported.source, imported.signature  # sizes that ONNX Runtime leaves open, the frontend binds
+        # The frontend says to what open sizes are bound. What runs is the file as it is, in a session as people open
+        # it: the frontend's own runs without optimisations, and does not have their faults.
+        signature = load_source(ModelSource(onnx=path), path.parent, trust=job.trust).signature
+        runner.bind({spec.name: spec.shape for spec in signature.inputs})
+        return runner, signature
     return runner, Signature(inputs=_specs(runner.input_ports), outputs=_specs(runner.output_ports))
 
 

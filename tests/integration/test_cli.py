@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from edgeopt.cli import COMMANDS, run
@@ -75,6 +76,20 @@ def test_parity_of_a_model_with_itself_is_exact(folder, capsys):
     model = str(folder / "model.onnx")
     assert run(["parity", model, model, "--data", str(folder / "samples.npz"), "--tolerance", "1e-6"]) == 0
     assert "exact" in capsys.readouterr().out
+
+
+def test_parity_runs_a_file_of_open_batch_as_people_open_it(folder, tmp_path, capsys):
+    """In a session with optimisations, whose kernels may be wrong; not in the one that reads models."""
+    model = onnx.load(folder / "model.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(model, tmp_path / "open.onnx")
+    files = [str(folder / "model.onnx"), str(tmp_path / "open.onnx")]
+    assert run(["parity", *files, "--data", str(folder / "samples.npz"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["label"].endswith("CPU, 1 thread")
+    assert found["rel"] < 1e-6
+    assert found["notes"] == []
 
 
 def test_bench_measures_with_its_interval(folder, capsys):

@@ -276,7 +276,7 @@ def test_kernels_that_saturate_are_avoided_or_named(tmp_path: Path) -> None:
             right = onnx.TensorProto.INT8 if safe else onnx.TensorProto.UINT8
             assert stored[f"{weight}__q"] == right
     assert realised is not None
-    (told,) = (text for text in realised.leftovers if "saturates" in text)
+    (told,) = (text for text in realised.leftovers if "can saturate" in text)
     assert ("this machine is one" in told) == saturates()
 
 
@@ -338,7 +338,7 @@ def test_a_product_at_run_time_that_saturates_is_avoided_or_named(tmp_path: Path
         folder.mkdir()
         realised = Onnx(weights=weights).lower(graph, folder).realised
         assert realised is not None
-        assert any("saturates" in text for text in realised.leftovers) == named
+        assert any("can saturate" in text for text in realised.leftovers) == named
 
 
 CONVOLUTIONS = [
