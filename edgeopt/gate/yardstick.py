@@ -23,7 +23,7 @@ from edgeopt.graph.model import serialise
 from edgeopt.graph.quantization import QuantizedGraph
 from edgeopt.parity.compare import LevelReport, noise_ratio_error_db
 from edgeopt.parity.levels import check_quantization
-from edgeopt.parity.localize import LOCALIZE_SAMPLES, quantization_errors
+from edgeopt.parity.localize import quantization_errors
 from edgeopt.passes.base import Context
 from edgeopt.passes.quantize.quantize import FALLBACK, Quantize
 from edgeopt.pipeline.store import HOME
@@ -33,6 +33,8 @@ from edgeopt.types import Frozen
 MOST_SAMPLES = 200
 """Half of them calibrate: more changes an SQNR by tenths of a decibel."""
 LEAST_SAMPLES = 8
+TENSOR_SAMPLES = 32
+"""Of those that judge: tensor by tensor two right quantizations differ by up to 8 dB on 4 samples, by 1 dB on 32."""
 LEAST_MARGIN_DB = 1.0
 """What seeds, calibration samples and schemes make: of 60 right conversions of five models, the one that fell shortest
 of its yardstick was 0.8 dB below it."""
@@ -53,6 +55,7 @@ class Yardstick:
             differences.
         how: in words how it was made.
         tensors_db: SQNR of each of the first one's tensors.
+        ours_tensors_db: of the run's, on the same samples.
     """
 
     sqnr_db: float
@@ -60,6 +63,7 @@ class Yardstick:
     chance_db: float
     how: str
     tensors_db: Mapping[str, float]
+    ours_tensors_db: Mapping[str, float]
 
     def margin_db(self, asked: float | None) -> float:
         """How far below is allowed: what is asked for, or what right conversions differ by and twice the chance."""
@@ -71,6 +75,8 @@ class _Half:
 
     def __init__(self, samples: LabelledSamples, first: int) -> None:
         self._samples, self._first = samples, first
+        self.labels = None if samples.labels is None else samples.labels[first::2]
+        self.where = samples.where
 
     def __len__(self) -> int:
         return len(range(self._first, len(self._samples), 2))
@@ -100,7 +106,8 @@ def measure(evidence: Evidence) -> Yardstick | None:
         return None
     ours, theirs = first
     chance = noise_ratio_error_db(ours.sample_noise, theirs.sample_noise)
-    made = Yardstick(theirs.sqnr_db, ours.sqnr_db, chance, how, theirs.tensors_db)
+    own = quantization_errors(run.graph, Few(_Half(few, 1), TENSOR_SAMPLES)).sqnr_db()
+    made = Yardstick(theirs.sqnr_db, ours.sqnr_db, chance, how, theirs.tensors_db, own)
     short = theirs.sqnr_db - ours.sqnr_db
     if not LEAST_MARGIN_DB < short < SHORT_DB or (second := _beside(evidence, step, few, calibrated=1)) is None:
         return made
@@ -115,6 +122,7 @@ def measure(evidence: Evidence) -> Yardstick | None:
         max(pooled, abs(shorts[0] - shorts[1]) / 2),
         how,
         theirs.tensors_db,
+        own,
     )
 
 
@@ -123,7 +131,7 @@ def _beside(evidence: Evidence, step: Quantize, few: Few, *, calibrated: int) ->
     run, judged = evidence.run, _Half(few, 1 - calibrated)
     ours = check_quantization(run.graph, judged)
     ids = [evidence.sample_ids[number] for number in few.numbers]
-    values = [digest.of_bytes(serialise(run.source)), step.model_dump(mode="json"), ids, calibrated]
+    values = [digest.of_bytes(serialise(run.source)), step.model_dump(mode="json"), ids, calibrated, TENSOR_SAMPLES]
     kept = run.out / HOME / f"yardstick-{digest.of_json(values)}.json"
     if (known := _read(kept)) is not None:
         return ours, known
@@ -141,7 +149,7 @@ def _beside(evidence: Evidence, step: Quantize, few: Few, *, calibrated: int) ->
         except EdgeoptError:
             return None
     found = check_quantization(made, judged)
-    errors = quantization_errors(made, Few(evidence.samples, LOCALIZE_SAMPLES)).sqnr_db()
+    errors = quantization_errors(made, Few(judged, TENSOR_SAMPLES)).sqnr_db()
     stored = _Stored(sqnr_db=found.sqnr_db, sample_noise=found.sample_noise, tensors_db=errors)
     kept.write_text(stored.model_dump_json() + "\n", encoding="utf-8")
     return ours, stored

@@ -142,7 +142,7 @@ def _jump(evidence: Evidence, measured: yardstick.Yardstick | None) -> parity.Lo
         return None
     if measured is None:
         return errors.locate("L1", BEST_INT8_DB)
-    ours = errors.sqnr_db()
+    ours = measured.ours_tensors_db
     more = {name: measured.tensors_db[name] - ours[name] for name in ours if name in measured.tensors_db}
     largest = max(more.values(), default=0.0)
     if largest < JUMP_DB:
