@@ -27,7 +27,7 @@ _ZERO_POINT = {"MatMulIntegerToFloat": 4}
 
 
 def overflows(node: ir.Node, weight: npt.NDArray[Any]) -> bool:
-    """Whether a product with uint8 activations has int8 weights of which a pair can overflow 16 bits.
+    """Whether a product with 8-bit activations has int8 weights of which a pair can overflow 16 bits.
 
     Args:
         node: Conv, Gemm or MatMul in Q/DQ form, or an integer product.

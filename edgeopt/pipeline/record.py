@@ -68,7 +68,7 @@ class TargetRecord(Frozen):
         parity: ``L1`` (the same for all targets that read one table) and ``L2``.
         identical_integers_with: targets that carry the same weight integers and the same activation grids.
         identical_weights_with: further ones, with the same weight integers and other grids.
-        own_grids: why its activation grids are its own, and what that costs.
+        own_grids: why its grids are its own, and what that costs.
         engine: what the device's own runtime built, where it is here.
         seconds: wall-clock seconds of writing and checking it, when that was done; targets run side by side.
     """

@@ -95,4 +95,4 @@ def integers(target: TargetRecord) -> list[str]:
     same, weights = ", ".join(target.identical_integers_with), ", ".join(target.identical_weights_with)
     parts = [f"same integers as {same}" if same else "", f"same weight integers as {weights}" if weights else ""]
     found = ["; ".join(filter(None, parts))] if same or weights else []
-    return found + ([f"activation grids of its own: {target.own_grids}"] if target.own_grids is not None else [])
+    return found + ([f"grids of its own: {target.own_grids}"] if target.own_grids is not None else [])

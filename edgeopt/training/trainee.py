@@ -92,17 +92,18 @@ class ModuleTrainee:
             seen: called with name, module, positional inputs and result of every named module that runs.
             kinds: of the modules; none: all but the outermost.
         """
+        self.train(False)
+        modules = self.module.named_modules()
+        self._run(example, seen, {n: inner for n, inner in modules if (isinstance(inner, kinds) if kinds else n)})
+
+    def _run(self, feed: Feed, seen: Callable[[str, Any, Any, Any], None], modules: Mapping[str, Any]) -> None:
+        """Run without gradients; ``seen`` is called as in ``watch``."""
         import torch
 
-        handles = [
-            inner.register_forward_hook(functools.partial(seen, name))
-            for name, inner in self.module.named_modules()
-            if (isinstance(inner, kinds) if kinds else name)
-        ]
-        self.train(False)
+        handles = [inner.register_forward_hook(functools.partial(seen, name)) for name, inner in modules.items()]
         try:
             with torch.no_grad():
-                self(example)
+                self(feed)
         finally:
             for handle in handles:
                 handle.remove()
@@ -139,21 +140,11 @@ class ModuleTrainee:
 
         found: list[str] = []
 
-        def look(name: str) -> Any:
-            def hook(module: Any, given: Any, result: Any) -> None:
-                if isinstance(result, torch.Tensor) and not bool((result.abs() <= most).all()):
-                    found.append(name)
+        def look(name: str, module: Any, given: Any, result: Any) -> None:
+            if isinstance(result, torch.Tensor) and not bool((result.abs() <= most).all()):
+                found.append(name)
 
-            return hook
-
-        leaves = [(name, inner) for name, inner in self.module.named_modules() if not list(inner.children())]
-        handles = [inner.register_forward_hook(look(name)) for name, inner in leaves]
-        try:
-            with torch.no_grad():
-                self(feed)
-        finally:
-            for handle in handles:
-                handle.remove()
+        self._run(feed, look, {n: inner for n, inner in self.module.named_modules() if not list(inner.children())})
         if found:
             return found[0]
         broken = (name for name, value in self.named_parameters().items() if not bool(torch.isfinite(value).all()))

@@ -24,12 +24,15 @@ from edgeopt import digest
 from edgeopt.cli import run as edgeopt
 from edgeopt.data import arrays
 from edgeopt.errors import SetupError, UsageError
+from edgeopt.gate import yardstick
+from edgeopt.gate.evidence import Evidence
 from edgeopt.gate.judge import GateJob, judge
 from edgeopt.gate.policy import Policy
 from edgeopt.gate.repro import ReproJob
 from edgeopt.gate.repro import write as write_reproduction
 from edgeopt.gate.run_folder import read_run
 from edgeopt.graph.quantization import QuantizedTensor, QuantParams
+from edgeopt.parity.localize import quantization_errors
 from edgeopt.pipeline import confidence, jobs
 from edgeopt.pipeline.verdict import GateResult
 from edgeopt.report.github import MOST, annotation_lines
@@ -143,6 +146,28 @@ def test_a_good_run_passes(folder):
     metric = result.evidence["onnx"].metric
     assert metric.float_.value == pytest.approx(0.95, abs=0.02)  # the other labels were drawn otherwise
     assert metric.drop.low <= metric.drop.value <= metric.drop.high
+
+
+def test_tensors_are_compared_on_samples_that_the_yardstick_has_not_seen(spoilt, tmp_path, monkeypatch):
+    """On a few, some of which it had calibrated on, right conversions were blamed for what was chance."""
+    for kept in (spoilt / "out/.edgeopt").glob("yardstick-*.json"):
+        kept.unlink()
+    looked_at = []
+
+    def errors(graph, samples):
+        looked_at.append([digest.of_array(*feed.values()) for feed in samples])
+        return quantization_errors(graph, samples)
+
+    monkeypatch.setattr(yardstick, "quantization_errors", errors)
+    evidence = Evidence(read_run(spoilt / "out", None), Policy(**QUICK), tmp_path)
+    measured = yardstick.measure(evidence)
+    assert measured is not None
+    assert set(measured.ours_tensors_db) == set(measured.tensors_db)
+    given = [digest.of_array(*feed.values()) for feed in evidence.samples]
+    theirs, ours = looked_at
+    assert theirs == ours
+    assert len(ours) == min(yardstick.TENSOR_SAMPLES, len(given) // 2)
+    assert set(ours) <= set(given[1::2]), "every second one calibrates"
 
 
 def test_a_moved_run_is_judged_with_its_recipe(folder, tmp_path):

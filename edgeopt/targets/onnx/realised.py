@@ -64,7 +64,8 @@ def read_realised(path: Path, graph: QuantizedGraph, activations: str) -> Realis
         f"{op_type} x{count}: in float between integers, ONNX Runtime's CPU provider has no int8 kernel for it"
         for op_type, count in sorted(leftovers.items())
     ]
-    clipped = len(saturated(load(path)))
+    written = load(path)
+    clipped = len(saturated(written))
     if clipped:
         here = "this machine is one" if saturates() else "this machine is none"
         texts.append(
@@ -73,7 +74,7 @@ def read_realised(path: Path, graph: QuantizedGraph, activations: str) -> Realis
         )
     if activations == "int8" and unasked:
         # The form is what other providers read; x86 has no kernel for int8 activations that several nodes read.
-        form = {node.name: precision_of(node) for node in load(path).graph}
+        form = {node.name: precision_of(node) for node in written.graph}
         left = [name for name in unasked if form.get(name) != "int8"]
         if len(left) < len(unasked):
             texts.append(
